@@ -1,0 +1,320 @@
+// Package store opens the Pebble databases under the data directory, names
+// every key space in one file (keys.go), and hands out batches whose commits
+// share one sync of the log.
+//
+// What it promises: a Commit that returned nil survives a power cut, and after
+// a storage error nothing is ever reported as committed again. What it leaves
+// to others: what the bytes mean.
+//
+// There are three databases: spool (queue and journal, churn), ledger (small,
+// kept) and, once tracking stores opens and clicks, engagement.
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Kind chooses the tuning of a database.
+type Kind string
+
+// The databases.
+const (
+	Spool  Kind = "spool"
+	Ledger Kind = "ledger"
+)
+
+// Options says how to open a database.
+type Options struct {
+	// FS is the file system; nil means the operating system's.
+	FS vfs.FS
+	// Logger gets what Pebble has to say; nil discards it.
+	Logger *slog.Logger
+	// OnFatal is called once, in its own goroutine, when storage has failed.
+	// The process must end soon: Pebble does not recover in place.
+	OnFatal func(error)
+	// CacheBytes bounds the block cache; 0 means 64 MiB.
+	CacheBytes int64
+	// MemTableBytes bounds one memtable; 0 means 64 MiB for the spool and
+	// 8 MiB for the ledger.
+	MemTableBytes uint64
+	// MaxOpenFiles bounds the files Pebble keeps open; 0 means 512.
+	MaxOpenFiles int
+	// Scheduler replaces Pebble's compaction scheduler: tests in virtual time
+	// need one without a ticking goroutine.
+	Scheduler pebble.CompactionScheduler
+}
+
+// DB is one database. All methods are safe for concurrent use.
+type DB struct {
+	p    *pebble.DB
+	fs   vfs.FS
+	dir  string
+	kind Kind
+	seq  *Sequencer
+	log  *slog.Logger
+
+	onFatal func(error)
+	dead    atomic.Pointer[error]
+	dieOnce sync.Once
+}
+
+// ErrFormat reports a store written by another release in a layout this one
+// does not read.
+var ErrFormat = errors.New("store: unknown format")
+
+// Open opens or creates the database of this kind under dir.
+func Open(dir string, kind Kind, opt Options) (*DB, error) {
+	if opt.FS == nil {
+		opt.FS = vfs.Default
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal}
+	p, err := pebble.Open(db.dir, db.options(&opt))
+	if err != nil {
+		return nil, fmt.Errorf("store: open %s: %w", kind, err)
+	}
+	db.p = p
+	if err := db.prepare(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return db, nil
+}
+
+func (db *DB) options(opt *Options) *pebble.Options {
+	o := &pebble.Options{
+		FS:                          opt.FS,
+		Logger:                      pebbleLogger{db},
+		FormatMajorVersion:          pebble.FormatValueSeparation,
+		CacheSize:                   opt.CacheBytes,
+		MemTableSize:                opt.MemTableBytes,
+		MemTableStopWritesThreshold: 4,
+		MaxOpenFiles:                opt.MaxOpenFiles,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+	}
+	if o.CacheSize == 0 {
+		o.CacheSize = 64 << 20
+	}
+	if o.MaxOpenFiles == 0 {
+		o.MaxOpenFiles = 512
+	}
+	if o.MemTableSize == 0 {
+		o.MemTableSize = 64 << 20
+		if db.kind != Spool {
+			o.MemTableSize = 8 << 20
+		}
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	o.Experimental.CompactionScheduler = opt.Scheduler
+	if db.kind == Spool {
+		// Bodies lie in blob files: compactions of the keys need not rewrite
+		// them, and deleting a message costs a tombstone of a few bytes.
+		o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+			return pebble.ValueSeparationPolicy{
+				Enabled:               true,
+				MinimumSize:           1 << 10,
+				MaxBlobReferenceDepth: 8,
+				TargetGarbageRatio:    0.5,
+			}
+		}
+	}
+	return o
+}
+
+// prepare checks the format and starts the sequence.
+func (db *DB) prepare() error {
+	format, err := db.Get([]byte{keyFormat})
+	switch {
+	case err != nil:
+		return err
+	case format == nil:
+		b := db.p.NewBatch()
+		defer b.Close()
+		b.Set([]byte{keyFormat}, []byte{Format}, nil)
+		if err := db.p.Apply(b, pebble.Sync); err != nil {
+			return fmt.Errorf("store: create %s: %w", db.kind, err)
+		}
+	case len(format) != 1 || format[0] != Format:
+		return fmt.Errorf("%w: %s is in format %v, this release reads %d; run the release that wrote it", ErrFormat, db.kind, format, Format)
+	}
+	first := uint64(1)
+	bound, err := db.Get([]byte{keySequence})
+	if err != nil {
+		return err
+	}
+	if len(bound) == 8 {
+		first = binary.BigEndian.Uint64(bound)
+	}
+	db.seq = newSequencer(first, func(bound uint64) error {
+		// Not synced: it goes into the log ahead of every batch that uses a
+		// place below the bound, so it is durable whenever they are.
+		return db.p.Set([]byte{keySequence}, binary.BigEndian.AppendUint64(nil, bound), pebble.NoSync)
+	})
+	return nil
+}
+
+// Sequence numbers what this database holds.
+func (db *DB) Sequence() *Sequencer { return db.seq }
+
+// Get returns a copy of the value under key, or nil when there is none.
+func (db *DB) Get(key []byte) ([]byte, error) { return db.AppendGet(nil, key) }
+
+// AppendGet appends the value under key to dst. It returns nil when there is
+// none; an empty value gives a non-nil slice.
+func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
+	v, closer, err := db.p.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: get from %s: %w", db.kind, err)
+	}
+	if dst == nil {
+		dst = make([]byte, 0, len(v))
+	}
+	dst = append(dst, v...)
+	return dst, closer.Close()
+}
+
+// Iter walks keys in order. It sees the database as it was when the iterator
+// was made.
+type Iter struct{ *pebble.Iterator }
+
+// NewIter returns an iterator over s. Close it.
+func (db *DB) NewIter(s Span) (*Iter, error) {
+	it, err := db.p.NewIter(&pebble.IterOptions{LowerBound: s.Start, UpperBound: s.End})
+	if err != nil {
+		return nil, fmt.Errorf("store: read %s: %w", db.kind, err)
+	}
+	return &Iter{it}, nil
+}
+
+// Each calls fn with every key and value of s, in order, until fn returns
+// false or an error. The slices are only good during the call.
+func (db *DB) Each(s Span, fn func(key, value []byte) (bool, error)) (err error) {
+	it, err := db.NewIter(s)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("store: read %s: %w", db.kind, err)
+		}
+		if more, err := fn(it.Key(), v); err != nil || !more {
+			return err
+		}
+	}
+	return it.Error()
+}
+
+// Metrics is Pebble's view of itself.
+func (db *DB) Metrics() *pebble.Metrics { return db.p.Metrics() }
+
+// Flush writes the memtable out, so that a following start has no log to
+// replay.
+func (db *DB) Flush() error { return db.p.Flush() }
+
+// Err is nil while the store can be trusted, and wraps ErrDead after that.
+func (db *DB) Err() error {
+	if e := db.dead.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// die marks the store dead and returns the error every later caller gets.
+func (db *DB) die(cause error) error {
+	db.dieOnce.Do(func() {
+		err := fmt.Errorf("%w: %s: %w", ErrDead, db.kind, cause)
+		db.dead.Store(&err)
+		db.log.Error("storage failed", "err", cause)
+		if db.onFatal != nil {
+			go db.onFatal(err)
+		}
+	})
+	return db.Err()
+}
+
+// Close closes the database. Everything committed lazily is made durable
+// first. A dead store is left as it is: closing it could hang or write more.
+func (db *DB) Close() error {
+	if err := db.Err(); err != nil {
+		return err
+	}
+	if err := db.p.LogData(nil, pebble.Sync); err != nil {
+		return fmt.Errorf("store: close %s: %w", db.kind, err)
+	}
+	if err := db.p.Close(); err != nil {
+		return fmt.Errorf("store: close %s: %w", db.kind, err)
+	}
+	return nil
+}
+
+// pebbleLogger passes Pebble's words on. Its Fatalf never returns: Pebble
+// would otherwise report the failed commit as a success.
+type pebbleLogger struct{ db *DB }
+
+func (l pebbleLogger) Infof(format string, args ...any) {
+	l.db.log.Debug("pebble", "info", lazyf{format, args})
+}
+
+func (l pebbleLogger) Errorf(format string, args ...any) {
+	l.db.log.Warn("pebble", "err", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLogger) Fatalf(format string, args ...any) {
+	l.db.die(fmt.Errorf(format, args...))
+	select {}
+}
+
+// lazyf formats only when a handler wants it.
+type lazyf struct {
+	format string
+	args   []any
+}
+
+func (f lazyf) String() string       { return fmt.Sprintf(f.format, f.args...) }
+func (f lazyf) LogValue() slog.Value { return slog.StringValue(f.String()) }
+
+// Lock takes the lock of a data directory, so that two engines cannot share
+// one. Closing gives it back.
+func Lock(dir string, fs vfs.FS) (io.Closer, error) {
+	if fs == nil {
+		fs = vfs.Default
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("store: create data directory: %w", err)
+	}
+	c, err := fs.Lock(filepath.Join(dir, "LOCK"))
+	if err != nil {
+		return nil, fmt.Errorf("store: %s is in use by another tradewind: %w", dir, err)
+	}
+	return c, nil
+}
+
+// Free is the free space of the file system the database lies on, in bytes. An
+// error means that the file system cannot tell.
+func (db *DB) Free() (uint64, error) {
+	usage, err := db.fs.GetDiskUsage(db.dir)
+	if err != nil {
+		return 0, fmt.Errorf("store: free space: %w", err)
+	}
+	return usage.AvailBytes, nil
+}
