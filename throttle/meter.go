@@ -1,0 +1,107 @@
+package throttle
+
+// meter is the state of one rate key: a list of up to maxRates rates that all
+// have to agree.
+type meter struct {
+	v *Value // the setting t belongs to
+	t [maxRates]tat
+}
+
+// next returns the earliest time at which n more fit; not after now means at
+// once.
+func (m *meter) next(v *Value, now, n int64) int64 {
+	if v == nil {
+		return 0
+	}
+	if m.v != v {
+		m.adopt(v, now)
+	}
+	var at int64
+	for i := range v.Rates {
+		at = max(at, m.t[i].next(&v.Rates[i], n))
+	}
+	return at
+}
+
+// take charges n. REQUIRES: next(v, now, n) was not after now, or v is nil.
+func (m *meter) take(v *Value, now, n int64) {
+	if v == nil {
+		return
+	}
+	for i := range v.Rates {
+		m.t[i].take(&v.Rates[i], now, n)
+	}
+}
+
+// adopt takes over new rates after a reload. What was sent under the old ones
+// still counts, but no longer than it could have under the new ones: leaving a
+// limit of one per day must not stop the lane for a day.
+func (m *meter) adopt(v *Value, now int64) {
+	latest := tat(0)
+	if m.v != nil {
+		for i := range m.v.Rates {
+			latest = max(latest, m.t[i])
+		}
+	}
+	for i := range v.Rates {
+		r := &v.Rates[i]
+		m.t[i] = min(latest, tat(now+r.tau+r.interval))
+	}
+	m.v = v
+}
+
+// idle reports whether the meter would grant its whole burst at now, so that
+// forgetting it changes nothing.
+func (m *meter) idle(now int64) bool {
+	if m.v == nil {
+		return true
+	}
+	for i := range m.v.Rates {
+		if int64(m.t[i]) > now {
+			return false
+		}
+	}
+	return true
+}
+
+// node is one place where connections or transactions, and rates, are counted.
+type node struct {
+	busy     int64 // connections open, or transactions under way
+	messages meter
+	connects meter
+}
+
+func (n *node) idle(now int64) bool {
+	return n.busy == 0 && n.messages.idle(now) && n.connects.idle(now)
+}
+
+// verdict gathers what the limits say. A full slot outranks a time: the lane
+// is notified when the slot is free, asks again, and is told the time then.
+type verdict struct {
+	full  bool
+	at    int64
+	limit Limit
+	rule  *Origin
+	max   int64 // recipients that would do
+}
+
+// time records that a rate or hold has room only at the given time.
+func (v *verdict) time(at, now int64, l Limit, rule *Origin) {
+	if at > now && at > v.at && !v.full {
+		v.at, v.limit, v.rule = at, l, rule
+	}
+}
+
+// meter records what a rate setting says.
+func (v *verdict) meter(m *meter, set *Value, now, n int64, l Limit) {
+	if set != nil {
+		v.time(m.next(set, now, n), now, l, &set.Origin)
+	}
+}
+
+// slot records that busy of a count are in use.
+func (v *verdict) slot(busy int64, set *Value, l Limit) {
+	if set != nil && busy >= set.N && !v.full {
+		v.full, v.limit, v.rule = true, l, &set.Origin
+	}
+}

@@ -1,0 +1,86 @@
+package throttle
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the counters of an engine. The label provider is a name from the
+// shaping files, or DefaultProvider for all other destinations together; limit
+// is one of the Limit names; state one of the State names.
+type metrics struct {
+	refusals *prometheus.CounterVec // provider, limit
+	waited   *prometheus.CounterVec // provider, limit
+	held     *prometheus.GaugeVec   // provider, state
+
+	mu        sync.Mutex // protects everything below
+	providers map[string]*providerMetrics
+}
+
+// providerMetrics are the counters of one provider, looked up once: the hot
+// path only adds.
+type providerMetrics struct {
+	refusals [numLimits]prometheus.Counter
+	waited   [numLimits]prometheus.Counter
+	held     [numStates]prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tradewind_throttle_refusals_total",
+			Help: "Permits refused, by provider and the kind of limit that refused.",
+		}, []string{"provider", "limit"}),
+		waited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tradewind_throttle_wait_seconds_total",
+			Help: "Time lanes had to wait for a permit, by provider and the kind of limit.",
+		}, []string{"provider", "limit"}),
+		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tradewind_throttle_holds",
+			Help: "Sources, domains, tenants and campaigns that providers made us slow down, by provider and state.",
+		}, []string{"provider", "state"}),
+		providers: map[string]*providerMetrics{},
+	}
+	if reg != nil {
+		reg.MustRegister(m.refusals, m.waited, m.held)
+	}
+	return m
+}
+
+// provider returns the counters of one provider.
+func (m *metrics) provider(name string) *providerMetrics {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.providers[name]; p != nil {
+		return p
+	}
+	p := &providerMetrics{}
+	for l := LimitNone + 1; l < numLimits; l++ {
+		p.refusals[l] = m.refusals.WithLabelValues(name, l.String())
+		p.waited[l] = m.waited.WithLabelValues(name, l.String())
+	}
+	for s := StateHeld; s < numStates; s++ {
+		p.held[s] = m.held.WithLabelValues(name, s.String())
+	}
+	m.providers[name] = p
+	return p
+}
+
+func (p *providerMetrics) refused(l Limit) { p.refusals[l].Inc() }
+
+func (p *providerMetrics) lost(l Limit, d time.Duration) { p.waited[l].Add(d.Seconds()) }
+
+// holds notes that a hold went from one state to another.
+func (p *providerMetrics) holds(from, to State) {
+	if from == to {
+		return
+	}
+	if from != StateNormal {
+		p.held[from].Dec()
+	}
+	if to != StateNormal {
+		p.held[to].Inc()
+	}
+}

@@ -1,0 +1,139 @@
+package throttle
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Grant is the answer to a request for a permit. It is a value; keep it for as
+// long as the permit is used and Release it once.
+type Grant struct {
+	// OK reports that everything was charged and the caller may go ahead.
+	OK bool
+	// At is when to ask again after a refusal. Zero means that no time is
+	// known: the lane's Notify function will be called, or, with
+	// LimitMessagesPerConnection, a new connection is wanted, or, with
+	// LimitRecipients, fewer recipients.
+	At time.Time
+	// Limit says which kind of limit refused.
+	Limit Limit
+	// Rule is where that limit was written; nil if it was not in a file.
+	Rule *Origin
+	// Max is how many recipients would do, with LimitRecipients, or with
+	// LimitWarmup when some of today's volume is left.
+	Max int
+
+	lane   *Lane
+	g      *group // whose mutex guards the counters below
+	conn   bool
+	mx     netip.Addr
+	tenant *node
+	domain *node
+	holds  *heldBy
+}
+
+// heldBy lists the holds a permit counts against. They are rare, so a permit
+// pays for them only when there are any.
+type heldBy struct {
+	n  int
+	by [maxHeld]*hold
+}
+
+// maxHeld is how many holds can apply to one permit: source, netblock, sender
+// domain, DKIM domain, tenant, campaign and domain.
+const maxHeld = 7
+
+// refuse builds the refusal of a verdict and, if it names no time, notes that
+// the lane waits. REQUIRES: g.mu.
+func (l *Lane) refuse(g *group, now int64, v *verdict, dry bool) Grant {
+	if dry {
+		grant := Grant{OK: v.limit == LimitNone, Limit: v.limit, Rule: v.rule, Max: int(v.max)}
+		if !v.full {
+			grant.At = l.e.time(v.at)
+		}
+		return grant
+	}
+	if l.since == 0 {
+		l.since = now
+	}
+	l.lost = v.limit
+	g.m.refused(v.limit)
+	grant := Grant{Limit: v.limit, Rule: v.rule, Max: int(v.max)}
+	if !v.full {
+		grant.At = l.e.time(v.at)
+		return grant
+	}
+	if !l.waiting && v.limit != LimitMXConnections {
+		l.waiting = true
+		g.waiting = append(g.waiting, l)
+	}
+	return grant
+}
+
+// granted ends a run of refusals. REQUIRES: g.mu.
+func (l *Lane) granted(g *group, now int64) {
+	if l.since != 0 {
+		g.m.lost(l.lost, time.Duration(now-l.since))
+		l.since = 0
+	}
+}
+
+// Release gives a permit back. Calling it again, or on a refusal, does nothing;
+// calling it on two copies of one grant is a mistake.
+func (gr *Grant) Release() {
+	l := gr.lane
+	if l == nil {
+		return
+	}
+	gr.lane = nil
+	if !gr.conn && gr.tenant == nil && gr.domain == nil && gr.holds == nil {
+		return
+	}
+	var woken []*Lane
+	if gr.conn {
+		if gr.mx.IsValid() {
+			woken = l.e.releaseMX(gr.mx)
+		}
+		for {
+			// Connections are counted in the group the lane is in now.
+			g := l.g.Load()
+			g.mu.Lock()
+			if l.g.Load() != g {
+				g.mu.Unlock()
+				continue
+			}
+			l.n.busy--
+			l.sn.busy--
+			g.all.busy--
+			woken = append(woken, g.drain()...)
+			g.mu.Unlock()
+			break
+		}
+	}
+	if gr.tenant != nil || gr.domain != nil || gr.holds != nil {
+		g := gr.g
+		g.mu.Lock()
+		if gr.tenant != nil {
+			gr.tenant.busy--
+		}
+		if gr.domain != nil {
+			gr.domain.busy--
+		}
+		gr.holds.release()
+		woken = append(woken, g.drain()...)
+		g.mu.Unlock()
+	}
+	wake(woken)
+}
+
+// drain empties the list of waiting lanes. All are woken: which of them could
+// use the slot depends on work only they know, and one that lets it pass must
+// not leave the others asleep. REQUIRES: g.mu.
+func (g *group) drain() []*Lane {
+	woken := g.waiting
+	g.waiting = nil
+	for _, l := range woken {
+		l.waiting = false
+	}
+	return woken
+}

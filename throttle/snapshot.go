@@ -1,0 +1,281 @@
+package throttle
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// snapshotVersion is raised when the meaning of a field changes.
+const snapshotVersion = 1
+
+// Snapshot is everything that has to survive a restart, in a form that
+// encoding/json keeps.
+type Snapshot struct {
+	Version     int           `json:"version"`
+	Taken       time.Time     `json:"taken"`
+	Holds       []HoldState   `json:"holds,omitempty"`
+	Suspensions []Suspension  `json:"suspensions,omitempty"`
+	Warmups     []WarmupState `json:"warmups,omitempty"`
+	Picks       []PickState   `json:"picks,omitempty"`
+	Brakes      []BrakeState  `json:"brakes,omitempty"`
+}
+
+// HoldState is one hold as operators see it and as it is kept.
+type HoldState struct {
+	Provider string    `json:"provider"`
+	Site     string    `json:"site,omitempty"` // for destinations without a provider
+	Scope    Scope     `json:"scope"`
+	Key      string    `json:"key"` // a campaign is written tenant/campaign
+	State    State     `json:"state"`
+	Rule     string    `json:"rule"`
+	Origin   Origin    `json:"origin"`
+	Reply    string    `json:"reply"`
+	Began    time.Time `json:"began"`
+	Since    time.Time `json:"since"`
+	Until    time.Time `json:"until,omitzero"`
+	// Connections is the cap now, and Max where the ramp ends.
+	Connections int64 `json:"connections"`
+	Max         int64 `json:"max"`
+	Repeats     int   `json:"repeats,omitempty"`
+	// Interval is the pace of StateSlowed between two messages of this key,
+	// and Ceiling the pace at which it ends.
+	Interval time.Duration `json:"interval_ns,omitempty"`
+	Ceiling  time.Duration `json:"ceiling_ns,omitempty"`
+
+	Base    time.Duration `json:"base_ns"`
+	Longest time.Duration `json:"longest_ns"`
+	Step    time.Duration `json:"step_ns"`
+	RawKey  []string      `json:"raw_key"` // Key in its parts
+}
+
+// WarmupState is where a source stands in its warm-up at a provider.
+type WarmupState struct {
+	Source   string `json:"source"`
+	Provider string `json:"provider"`
+	Site     string `json:"site,omitempty"`
+	Day      int    `json:"day"`  // sending days completed
+	Date     int64  `json:"date"` // UTC days since 1970
+	Sent     int64  `json:"sent"`
+	Tried    int64  `json:"tried,omitempty"`
+	Deferred int64  `json:"deferred,omitempty"`
+}
+
+// PickState is where the round robin of a pool stands for a provider.
+type PickState struct {
+	Pool     string           `json:"pool"`
+	Provider string           `json:"provider"`
+	Current  map[string]int64 `json:"current"` // by source
+}
+
+// Holds returns the holds in force at now, by provider and key.
+func (e *Engine) Holds(now time.Time) []HoldState {
+	at := e.ns(now)
+	var out []HoldState
+	for _, g := range e.allGroups() {
+		g.mu.Lock()
+		for _, h := range g.holds {
+			h.settle(at)
+			out = append(out, e.holdState(g, h))
+		}
+		g.mu.Unlock()
+	}
+	sortHolds(out)
+	return out
+}
+
+func sortHolds(hs []HoldState) {
+	slices.SortFunc(hs, func(a, b HoldState) int {
+		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.Site, b.Site),
+			cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Key, b.Key))
+	})
+}
+
+// holdState copies a hold. REQUIRES: g.mu.
+func (e *Engine) holdState(g *group, h *hold) HoldState {
+	parts := splitKey(h.key.key)
+	return HoldState{
+		Provider: g.name, Site: g.site, Scope: h.key.scope, Key: showKey(h.key.key), RawKey: parts,
+		State: h.state, Rule: h.rule.Name, Origin: h.rule.Origin, Reply: h.reply,
+		Began: e.time(h.began), Since: e.time(h.since), Until: e.time(h.until),
+		Connections: h.cap, Max: h.max, Repeats: h.repeats,
+		Interval: time.Duration(h.interval), Ceiling: time.Duration(h.ceiling),
+		Base: time.Duration(h.base), Longest: time.Duration(h.longest), Step: time.Duration(h.step),
+	}
+}
+
+// Snapshot copies what has to survive a restart. It is consistent per
+// provider.
+func (e *Engine) Snapshot(now time.Time) *Snapshot {
+	s := &Snapshot{Version: snapshotVersion, Taken: now, Holds: e.Holds(now), Suspensions: e.Suspensions(now)}
+	for _, g := range e.allGroups() {
+		g.mu.Lock()
+		for _, sn := range g.sources {
+			if w := sn.warm; w != nil {
+				s.Warmups = append(s.Warmups, WarmupState{
+					Source: sn.src.name, Provider: g.name, Site: g.site,
+					Day: w.day, Date: w.date, Sent: w.sent, Tried: w.tried, Deferred: w.deferred,
+				})
+			}
+		}
+		g.mu.Unlock()
+	}
+	slices.SortFunc(s.Warmups, func(a, b WarmupState) int {
+		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.Site, b.Site), cmp.Compare(a.Source, b.Source))
+	})
+	s.Picks = e.pick.snapshot()
+	s.Brakes = e.brake.snapshot(e)
+	return s
+}
+
+// ErrSnapshot is wrapped by the errors of Restore.
+var ErrSnapshot = errors.New("snapshot cannot be used")
+
+// Restore puts a snapshot back. Call it after New and before the first permit.
+// A snapshot of another version is refused and changes nothing; single entries
+// that make no sense are left out.
+func (e *Engine) Restore(s *Snapshot) error {
+	if s.Version != snapshotVersion {
+		return fmt.Errorf("throttle: %w: version %d, want %d", ErrSnapshot, s.Version, snapshotVersion)
+	}
+	e.mu.Lock()
+	for i := range s.Holds {
+		e.restoreHold(&s.Holds[i])
+	}
+	for _, w := range s.Warmups {
+		if w.Source == "" || w.Day < 0 || w.Day > maxWarmupDays || w.Sent < 0 {
+			continue
+		}
+		src := e.srcs[w.Source]
+		if src == nil {
+			src = &source{name: w.Source}
+			e.srcs[w.Source] = src
+		}
+		g := e.groupNamed(w.Provider, w.Site)
+		g.mu.Lock()
+		g.source(src).warm = &warmState{day: w.Day, date: w.Date, sent: w.Sent, tried: w.Tried, deferred: w.Deferred}
+		g.mu.Unlock()
+	}
+	e.mu.Unlock()
+	for _, sus := range s.Suspensions {
+		e.restoreSuspension(sus)
+	}
+	e.pick.restore(s.Picks)
+	e.brake.restore(e, s.Brakes)
+	return nil
+}
+
+// groupNamed is groupOf for names read from a snapshot. REQUIRES: e.mu.
+func (e *Engine) groupNamed(provider, site string) *group {
+	if provider == DefaultProvider {
+		return e.groupOf(nil, site)
+	}
+	return e.groupOf(&Provider{Name: provider}, "")
+}
+
+// restoreHold puts one hold back. REQUIRES: e.mu.
+func (e *Engine) restoreHold(s *HoldState) {
+	if !s.Scope.held() || s.State == StateNormal || s.State >= numStates || len(s.RawKey) == 0 ||
+		s.Max < 0 || s.Connections < 0 || s.Repeats < 0 || s.Base <= 0 || s.Step <= 0 ||
+		s.State == StateSlowed && (s.Interval <= 0 || s.Ceiling <= 0) {
+		return
+	}
+	g := e.groupNamed(s.Provider, s.Site)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.holds) >= maxHolds {
+		return
+	}
+	key := holdKey{s.Scope, joinKey(s.RawKey)}
+	h := &hold{
+		key: key, m: g.m, rule: e.ruleNamed(s), reply: s.Reply,
+		began: e.ns(s.Began), max: s.Max, cap: s.Connections, repeats: s.Repeats,
+		base: int64(s.Base), longest: int64(s.Longest), step: int64(s.Step),
+		interval: int64(s.Interval), ceiling: int64(s.Ceiling),
+	}
+	h.enter(s.State, e.ns(s.Since))
+	if !s.Until.IsZero() {
+		h.until = e.ns(s.Until)
+	}
+	if g.holds == nil {
+		g.holds = map[holdKey]*hold{}
+	}
+	g.holds[key] = h
+}
+
+// ruleNamed finds the rule a hold came from, or stands in for one that is gone.
+func (e *Engine) ruleNamed(s *HoldState) *Rule {
+	r := e.rules.Load()
+	lists := [][]*Rule{r.def.rules}
+	if p := r.byName[s.Provider]; p != nil {
+		lists = append(lists, p.rules)
+	}
+	for _, rules := range lists {
+		for _, rule := range rules {
+			if rule.Name == s.Rule {
+				return rule
+			}
+		}
+	}
+	return &Rule{Name: s.Rule, Origin: s.Origin}
+}
+
+// restoreSuspension puts one suspension back with the time it began.
+func (e *Engine) restoreSuspension(s Suspension) {
+	if s.Selector == (Selector{}) {
+		return
+	}
+	st := stop{Suspension: s}
+	if !s.Until.IsZero() {
+		st.until = e.ns(s.Until)
+	}
+	e.stops.edit(func(by map[Selector]stop) {
+		if len(by) < maxSuspensions {
+			by[s.Selector] = st
+		}
+	})
+}
+
+// snapshot copies the state of the round robin.
+func (p *picker) snapshot() []PickState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []PickState
+	for k, state := range p.state {
+		cur := map[string]int64{}
+		for i, s := range p.pools[k.pool] {
+			cur[s.Name] = state[i]
+		}
+		out = append(out, PickState{Pool: k.pool, Provider: k.provider, Current: cur})
+	}
+	slices.SortFunc(out, func(a, b PickState) int {
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Provider, b.Provider))
+	})
+	return out
+}
+
+// restore puts the state of the round robin back for the sources that still
+// exist. A value that no run could have reached starts from zero.
+func (p *picker) restore(states []PickState) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range states {
+		sources := p.pools[s.Pool]
+		if len(sources) == 0 || len(p.state) >= maxPicks {
+			continue
+		}
+		var total int64
+		for _, src := range sources {
+			total += max(src.Weight, 0)
+		}
+		state := make([]int64, len(sources))
+		for i, src := range sources {
+			if v := s.Current[src.Name]; v >= -total && v <= total {
+				state[i] = v
+			}
+		}
+		p.state[pickKey{s.Pool, s.Provider}] = state
+	}
+}

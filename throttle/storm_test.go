@@ -1,0 +1,469 @@
+package throttle
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/message"
+)
+
+var epoch = time.Date(2026, 11, 2, 8, 0, 0, 0, time.UTC)
+
+// mustLoad loads one file that has to be free of problems.
+func mustLoad(t testing.TB, doc string) *Rules {
+	t.Helper()
+	r, problems := Load(File{Name: "test.toml", Data: []byte(doc)})
+	for _, p := range problems {
+		t.Errorf("unexpected problem: %v", p)
+	}
+	return r
+}
+
+// clock is a queue of things to do in virtual time.
+type clock struct {
+	now  time.Time
+	todo events
+	seq  int
+}
+
+type scheduled struct {
+	at  time.Time
+	seq int
+	do  func()
+}
+
+type events []scheduled
+
+func (q events) Len() int { return len(q) }
+func (q events) Less(i, j int) bool {
+	if !q[i].at.Equal(q[j].at) {
+		return q[i].at.Before(q[j].at)
+	}
+	return q[i].seq < q[j].seq
+}
+func (q events) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *events) Push(x any)   { *q = append(*q, x.(scheduled)) }
+func (q *events) Pop() any {
+	x := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return x
+}
+
+func (c *clock) at(t time.Time, do func()) {
+	c.seq++
+	heap.Push(&c.todo, scheduled{t, c.seq, do})
+}
+
+func (c *clock) run(end time.Time) {
+	for len(c.todo) > 0 && !c.todo[0].at.After(end) {
+		e := heap.Pop(&c.todo).(scheduled)
+		c.now = e.at
+		e.do()
+	}
+	c.now = end
+}
+
+// ledger counts permits on its own, knowing only the limits, and complains
+// when one is exceeded.
+type ledger struct {
+	t     *testing.T
+	open  map[string]int64
+	times map[string][]time.Time
+}
+
+func (b *ledger) enter(key string, limit int64) {
+	b.open[key]++
+	if limit > 0 && b.open[key] > limit {
+		b.t.Fatalf("%s: %d at once, limit %d", key, b.open[key], limit)
+	}
+}
+
+func (b *ledger) leave(key string) { b.open[key]-- }
+
+// count notes one permit and checks the window that ends with it.
+func (b *ledger) count(key string, now time.Time, rates []Rate) {
+	if len(rates) == 0 {
+		return
+	}
+	times := append(b.times[key], now)
+	longest := rates[0].Per
+	for _, r := range rates {
+		longest = max(longest, r.Per)
+		first, _ := slices.BinarySearchFunc(times, r.Per, func(at time.Time, per time.Duration) int {
+			if now.Sub(at) >= per {
+				return -1
+			}
+			return 1
+		})
+		n := int64(len(times) - first)
+		if n > r.N+r.Burst-1 {
+			b.t.Fatalf("%s: %d within %v, limit %v", key, n, r.Per, r)
+		}
+	}
+	if len(times) > 1000 && now.Sub(times[500]) > longest {
+		times = slices.Delete(times, 0, 500)
+	}
+	b.times[key] = times
+}
+
+// world is a random set of limits with lanes that have more to send than they
+// may.
+type world struct {
+	clock  clock
+	rng    *rand.Rand
+	eng    *Engine
+	book   ledger
+	counts map[string]int64
+	rates  map[string][]Rate
+	sent   int
+	parked int
+
+	storm     bool
+	heldUntil map[string]time.Time // by "source X" or "sender X"
+	deferrals int
+}
+
+// stormRules give the random worlds replies that hold and slow things.
+const stormRules = `
+[[provider.p.rule]]
+name = "hold-source"
+text = "hold source"
+scope = "source"
+action = "recover"
+for = "10m"
+[[provider.p.rule]]
+name = "hold-sender"
+text = "hold sender"
+scope = "sender-domain"
+action = "recover"
+for = "10m"
+[[provider.p.rule]]
+name = "slow"
+text = "slow down"
+scope = "source"
+action = "backoff"
+[[provider.p.rule]]
+name = "fewer"
+text = "fewer"
+scope = "source"
+action = "connections"
+connections = 1
+for = "1m"
+`
+
+var stormReplies = []string{"hold source", "hold sender", "slow down", "fewer"}
+
+var countKeys = []string{"connections", "source_connections", "provider_connections", "mx_connections", "messages_per_connection", "tenant_concurrency"}
+
+var rateKeys = []string{"connection_rate", "source_connection_rate", "provider_connection_rate", "rate", "source_rate", "provider_rate", "tenant_rate", "campaign_rate", "sender_domain_rate"}
+
+func newWorld(t *testing.T, seed uint64) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), counts: map[string]int64{}, rates: map[string][]Rate{}}
+	w.clock.now = epoch
+	w.book = ledger{t: t, open: map[string]int64{}, times: map[string][]time.Time{}}
+	var doc strings.Builder
+	doc.WriteString("[provider.p]\nmx_suffix = [\".p.example\"]\n")
+	for _, k := range countKeys {
+		if w.rng.IntN(2) == 0 {
+			w.counts[k] = 1 + w.rng.Int64N(12)
+			fmt.Fprintf(&doc, "%s = %d\n", k, w.counts[k])
+		}
+	}
+	for _, k := range rateKeys {
+		if w.rng.IntN(3) > 0 {
+			continue
+		}
+		n := 1 + w.rng.IntN(2)
+		var list []string
+		for range n {
+			per := []time.Duration{time.Second, time.Minute, 300 * time.Millisecond, 7 * time.Second}[w.rng.IntN(4)]
+			num := 1 + w.rng.Int64N(int64(max(per/(5*time.Millisecond), 2)))
+			r, err := NewRate(num, per, 1+w.rng.Int64N(min(num, 5)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, fmt.Sprintf("%q", r))
+			w.rates[k] = append(w.rates[k], r)
+		}
+		fmt.Fprintf(&doc, "%s = [%s]\n", k, strings.Join(list, ", "))
+	}
+	if w.storm = seed%2 == 1; w.storm {
+		w.heldUntil = map[string]time.Time{}
+		doc.WriteString(stormRules)
+	}
+	t.Log("\n" + doc.String())
+	w.eng = New(mustLoad(t, doc.String()), Options{Now: func() time.Time { return w.clock.now }})
+	return w
+}
+
+// worker opens connections and sends on them for as long as the world lasts.
+type worker struct {
+	w            *world
+	lane         *Lane
+	src, site    string
+	conn         Grant
+	mx           netip.Addr
+	sent         int
+	waiting      bool
+	tenant, camp string
+	sender       string
+}
+
+func (k *worker) step() {
+	w := k.w
+	if !k.conn.OK {
+		k.connect()
+		return
+	}
+	m := Mail{Domain: "d.example", Tenant: k.tenant, Campaign: k.camp, SenderDomain: k.sender, Sent: k.sent}
+	g := k.lane.Send(w.clock.now, m)
+	switch {
+	case g.OK:
+		k.transact(g)
+	case g.Limit == LimitMessagesPerConnection || w.rng.IntN(20) == 0:
+		k.disconnect()
+		w.clock.at(w.clock.now, k.step)
+	default:
+		k.wait(g)
+	}
+}
+
+func (k *worker) connect() {
+	w := k.w
+	k.mx = netip.AddrFrom4([4]byte{192, 0, 2, byte(w.rng.IntN(3))})
+	g := k.lane.Connect(w.clock.now, k.mx)
+	if !g.OK {
+		k.wait(g)
+		return
+	}
+	k.conn, k.sent = g, 0
+	now := w.clock.now
+	w.book.enter("lane "+k.src+" "+k.site, w.counts["connections"])
+	w.book.enter("source "+k.src, w.counts["source_connections"])
+	w.book.enter("provider", w.counts["provider_connections"])
+	w.book.enter("mx "+k.mx.String(), w.counts["mx_connections"])
+	w.book.count("c lane "+k.src+" "+k.site, now, w.rates["connection_rate"])
+	w.book.count("c source "+k.src, now, w.rates["source_connection_rate"])
+	w.book.count("c provider", now, w.rates["provider_connection_rate"])
+	w.clock.at(now.Add(time.Duration(w.rng.IntN(50))*time.Millisecond), k.step)
+}
+
+func (k *worker) transact(g Grant) {
+	w, now := k.w, k.w.clock.now
+	k.sent++
+	w.sent++
+	if n := w.counts["messages_per_connection"]; n > 0 && int64(k.sent) > n {
+		w.book.t.Fatalf("%d messages on a connection, limit %d", k.sent, n)
+	}
+	w.book.enter("tenant "+k.tenant, w.counts["tenant_concurrency"])
+	w.book.count("lane "+k.src+" "+k.site, now, w.rates["rate"])
+	w.book.count("source "+k.src, now, w.rates["source_rate"])
+	w.book.count("provider", now, w.rates["provider_rate"])
+	w.book.count("tenant "+k.tenant, now, w.rates["tenant_rate"])
+	w.book.count("campaign "+k.tenant+" "+k.camp, now, w.rates["campaign_rate"])
+	w.book.count("sender "+k.sender, now, w.rates["sender_domain_rate"])
+	for _, key := range []string{"source " + k.src, "sender " + k.sender} {
+		if until := w.heldUntil[key]; now.Before(until) {
+			w.book.t.Fatalf("%s sends at %v, held until %v", key, now, until)
+		}
+	}
+	w.clock.at(now.Add(time.Duration(w.rng.IntN(40))*time.Millisecond), func() {
+		w.book.leave("tenant " + k.tenant)
+		k.observe()
+		g.Release()
+		if w.rng.IntN(30) == 0 {
+			k.disconnect()
+		}
+		k.step()
+	})
+}
+
+// observe reports success, or in a storm now and then one of the replies, and
+// notes what has to stand still from then on.
+func (k *worker) observe() {
+	w := k.w
+	if !w.storm {
+		return
+	}
+	o := &Observation{Result: message.Delivered, Domain: "d.example", Tenant: k.tenant, Campaign: k.camp, SenderDomain: k.sender}
+	if w.rng.IntN(200) == 0 {
+		w.deferrals++
+		text := stormReplies[w.rng.IntN(len(stormReplies))]
+		o.Result, o.Reply = message.Deferred, &message.Reply{Code: 421, Text: text}
+	}
+	for _, a := range k.lane.Observe(w.clock.now, o) {
+		if a.Kind != ActDefer {
+			continue
+		}
+		key := "source " + a.Key
+		if a.Scope == ScopeSenderDomain {
+			key = "sender " + a.Key
+		}
+		w.heldUntil[key] = a.Until
+	}
+}
+
+func (k *worker) disconnect() {
+	w := k.w
+	w.book.leave("lane " + k.src + " " + k.site)
+	w.book.leave("source " + k.src)
+	w.book.leave("provider")
+	w.book.leave("mx " + k.mx.String())
+	k.conn.Release()
+	k.conn = Grant{}
+}
+
+// wait sleeps until the time of a refusal, or until notified.
+func (k *worker) wait(g Grant) {
+	w := k.w
+	if g.At.IsZero() {
+		k.waiting = true
+		w.parked++
+		return
+	}
+	if !g.At.After(w.clock.now) {
+		w.book.t.Fatalf("refused by %v until %v, which is not after %v", g.Limit, g.At, w.clock.now)
+	}
+	w.clock.at(g.At, k.step)
+}
+
+func (k *worker) wake() {
+	if k.waiting {
+		k.waiting = false
+		k.w.parked--
+		k.w.clock.at(k.w.clock.now, k.step)
+	}
+}
+
+func TestNoLimitIsEverExceededInAStorm(t *testing.T) {
+	t.Parallel()
+	var deferrals atomic.Int64
+	t.Cleanup(func() {
+		if n := deferrals.Load(); n < 100 {
+			t.Errorf("only %d deferrals in all storms", n)
+		}
+	})
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, seed)
+			workers := 0
+			for s := range 1 + w.rng.IntN(4) {
+				for site := range 1 + w.rng.IntN(4) {
+					src, name := fmt.Sprint("ip", s), fmt.Sprint("site", site)
+					lane := w.eng.Lane(Target{
+						Source: src, SourceAddr: netip.AddrFrom4([4]byte{198, 51, 100, byte(s)}),
+						Site: name, Hosts: []string{"mx." + name + ".p.example"}, Domain: "d.example",
+					})
+					var mine []*worker
+					for i := range 1 + w.rng.IntN(8) {
+						k := &worker{w: w, lane: lane, src: src, site: name,
+							tenant: fmt.Sprint("t", i%3), camp: fmt.Sprint("c", i%2), sender: fmt.Sprint("s", i%2, ".example")}
+						mine = append(mine, k)
+						w.clock.at(epoch, k.step)
+						workers++
+					}
+					lane.Notify(func() {
+						for _, k := range mine {
+							k.wake()
+						}
+					})
+				}
+			}
+			span := 90 * time.Second
+			if w.storm {
+				span = 40 * time.Minute
+			}
+			w.clock.run(epoch.Add(span))
+			deferrals.Add(int64(w.deferrals))
+			if w.sent == 0 {
+				t.Error("nothing was sent")
+			}
+			if w.parked == workers {
+				t.Error("all workers sleep and nobody will wake them")
+			}
+		})
+	}
+}
+
+// TestLimitsAreUsedWhereverTheyBind puts random rates at three levels over
+// lanes with endless mail: what goes out has to be what the tightest level
+// allows.
+func TestLimitsAreUsedWhereverTheyBind(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(30) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		sources, sites := 1+rng.IntN(4), 1+rng.IntN(4)
+		per := func() int { return 1 + rng.IntN(60) }
+		lane, source, provider := per(), per()*sites, per()*sources*sites
+		eng := engine(t, fmt.Sprintf("[provider.p]\nmx_suffix=[\".p.example\"]\nrate=\"%d/s\"\nsource_rate=\"%d/s\"\nprovider_rate=\"%d/s\"\n", lane, source, provider))
+		c := clock{now: epoch}
+		sent := 0
+		for s := range sources {
+			for i := range sites {
+				host := fmt.Sprintf("mx%d.p.example", i)
+				l := eng.Lane(Target{Source: fmt.Sprint("ip", s), Site: host, Hosts: []string{host}})
+				var step func()
+				step = func() {
+					for {
+						g := l.Send(c.now, Mail{Domain: "d.example"})
+						if !g.OK {
+							c.at(g.At, step)
+							return
+						}
+						g.Release()
+						sent++
+					}
+				}
+				c.at(epoch, step)
+			}
+		}
+		c.run(epoch.Add(time.Minute))
+		want := 60 * min(lane*sources*sites, source*sources, provider)
+		if float64(sent) < 0.99*float64(want) || sent > want+sources*sites {
+			t.Errorf("%d sources, %d sites, rates %d %d %d: sent %d in a minute, want %d", sources, sites, lane, source, provider, sent, want)
+		}
+	}
+}
+
+// TestEveryLimitIsUsed offers endless mail to one limit at a time.
+func TestEveryLimitIsUsed(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"rate", "source_rate", "provider_rate", "tenant_rate", "campaign_rate", "sender_domain_rate"} {
+		for _, rate := range []string{"1/s", "3/s", "100/s", "977/s", "1000/min", "6000/h", "100000/d burst 7", "200/s burst 20"} {
+			t.Run(key+" "+rate, func(t *testing.T) {
+				t.Parallel()
+				r, err := ParseRate(rate)
+				if err != nil {
+					t.Fatal(err)
+				}
+				eng := New(mustLoad(t, fmt.Sprintf("[default]\n%s = %q\n", key, rate)), Options{Now: func() time.Time { return epoch }})
+				lane := eng.Lane(Target{Source: "ip1", Site: "s"})
+				mail := Mail{Domain: "d.example", Tenant: "t", Campaign: "c", SenderDomain: "s.example"}
+				span := max(time.Minute, r.Per)
+				now, sent := epoch, int64(0)
+				for now.Sub(epoch) < span {
+					g := lane.Send(now, mail)
+					if g.OK {
+						sent++
+						g.Release()
+						continue
+					}
+					// Timers wake late; up to the slack that costs nothing.
+					now = g.At.Add(min(3*time.Millisecond, r.Per/500))
+				}
+				want := r.PerSecond() * span.Seconds()
+				if most := want + float64(r.Burst) - 1; float64(sent) > most || float64(sent) < 0.99*want-1 {
+					t.Errorf("sent %d in %v, want %.1f to %.1f", sent, span, 0.99*want, most)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,197 @@
+package throttle
+
+import (
+	"fmt"
+	"time"
+)
+
+// warmup is a schedule: how many recipients a source may have at a provider on
+// each sending day.
+type warmup struct {
+	volumes  []int64
+	deferred float64 // share of deferrals above which a day is repeated
+	sample   int64   // attempts it takes to judge a day
+	origin   Origin
+}
+
+// maxWarmupDays bounds a schedule.
+const maxWarmupDays = 366
+
+// warmState is where a source stands at one provider. Days are counted in UTC,
+// and a day counts only if mail was sent.
+type warmState struct {
+	day      int   // index into the volumes
+	date     int64 // days since 1970 that sent belongs to
+	sent     int64
+	tried    int64 // attempts that had an answer
+	deferred int64
+}
+
+const nsPerDay = int64(24 * time.Hour)
+
+// roll moves the state to the day of now. A day with too many deferrals is
+// repeated: the provider has said that it was too much.
+func (w *warmState) roll(plan *warmup, now int64) {
+	date := now / nsPerDay
+	if date == w.date {
+		return
+	}
+	bad := plan.sample > 0 && w.tried >= plan.sample && float64(w.deferred) > plan.deferred*float64(w.tried)
+	if w.sent > 0 && !bad {
+		w.day++
+	}
+	w.date, w.sent, w.tried, w.deferred = date, 0, 0, 0
+}
+
+// left is how much may still go today, and whether the schedule still limits.
+func (w *warmState) left(plan *warmup) (int64, bool) {
+	if w.day >= len(plan.volumes) {
+		return 0, false
+	}
+	return max(plan.volumes[w.day]-w.sent, 0), true
+}
+
+// plan returns the schedule in force for the lane, nil if there is none.
+func (l *Lane) plan() *warmup {
+	v := l.eff.val[KeyWarmup]
+	if v == nil {
+		return nil
+	}
+	return l.rules.warmups[v.Name]
+}
+
+// warming checks today's volume for n more recipients and returns the state to
+// charge. REQUIRES: the group's mutex.
+func (l *Lane) warming(v *verdict, now, n int64) *warmState {
+	plan := l.plan()
+	if plan == nil {
+		return nil
+	}
+	w := l.sn.warm
+	if w == nil {
+		w = &warmState{date: now / nsPerDay}
+		l.sn.warm = w
+	}
+	w.roll(plan, now)
+	if left, limited := w.left(plan); limited && n > left {
+		v.time((w.date+1)*nsPerDay, now, LimitWarmup, &plan.origin)
+		if v.limit == LimitWarmup {
+			v.max = left
+		}
+	}
+	return w
+}
+
+// WarmupLeft is how many recipients a source may still have at a provider
+// today, and whether a warm-up limits it at all. A caller that picks sources
+// sends what is over through the warm ones.
+func (l *Lane) WarmupLeft(now time.Time) (left int64, limited bool) {
+	g, at := l.lock(now)
+	defer g.mu.Unlock()
+	plan := l.plan()
+	if plan == nil {
+		return 0, false
+	}
+	w := warmState{date: at / nsPerDay}
+	if l.sn.warm != nil {
+		w = *l.sn.warm
+	}
+	w.roll(plan, at)
+	return w.left(plan)
+}
+
+// PlanDay is one day of a warm-up forecast.
+type PlanDay struct {
+	Date   time.Time `json:"date"`   // midnight UTC
+	Day    int       `json:"day"`    // sending day, from 1
+	Volume int64     `json:"volume"` // recipients
+	Sent   int64     `json:"sent,omitempty"`
+}
+
+// WarmupPlan forecasts the coming days of a lane's warm-up, today first, if
+// mail is sent on each of them. It is empty when there is no warm-up or it is
+// over.
+func (l *Lane) WarmupPlan(now time.Time) []PlanDay {
+	g, at := l.lock(now)
+	defer g.mu.Unlock()
+	plan := l.plan()
+	if plan == nil {
+		return nil
+	}
+	w := warmState{date: at / nsPerDay}
+	if l.sn.warm != nil {
+		w = *l.sn.warm
+	}
+	w.roll(plan, at)
+	var out []PlanDay
+	for d := w.day; d < len(plan.volumes); d++ {
+		out = append(out, PlanDay{
+			Date: time.Unix(0, (w.date+int64(d-w.day))*nsPerDay).UTC(), Day: d + 1, Volume: plan.volumes[d],
+		})
+	}
+	if len(out) > 0 {
+		out[0].Sent = w.sent
+	}
+	return out
+}
+
+// warmup reads a [warmup.NAME] table.
+func (ld *loader) warmup(path []string, name string, t map[string]any) {
+	w := &warmup{deferred: 1, origin: Origin{
+		File: ld.file, Line: ld.lineOf(path), Section: "warmup." + name, Key: "volumes",
+	}}
+	for k, v := range t {
+		sub := at(path, k)
+		switch k {
+		case "volumes":
+			list, _ := v.([]any)
+			if len(list) == 0 || len(list) > maxWarmupDays {
+				ld.problem(sub, "must be a list of 1 to %d daily volumes", maxWarmupDays)
+			}
+			for _, e := range list {
+				n, ok := e.(int64)
+				if !ok || n < 1 {
+					ld.problem(sub, "%v is not a daily volume", e)
+					return
+				}
+				w.volumes = append(w.volumes, n)
+			}
+		case "hold_above_deferred":
+			f, err := share(v)
+			if err != nil {
+				ld.problem(sub, "%v", err)
+			}
+			w.deferred = f
+		case "sample":
+			n, ok := v.(int64)
+			if !ok || n < 1 {
+				ld.problem(sub, "must be a positive number")
+			}
+			w.sample = n
+		case "basis":
+			w.origin.Basis = ld.basis(path, v)
+		default:
+			ld.unknown(sub, []string{"volumes", "hold_above_deferred", "sample", "basis"})
+		}
+	}
+	if len(w.volumes) == 0 {
+		ld.problem(path, "has no volumes")
+		return
+	}
+	if w.sample == 0 {
+		w.sample = 100
+	}
+	ld.rules.warmups[name] = w
+}
+
+// share reads a number between 0 and 1.
+func share(v any) (float64, error) {
+	f, ok := v.(float64)
+	if n, isInt := v.(int64); isInt {
+		f, ok = float64(n), true
+	}
+	if !ok || f < 0 || f > 1 || f != f {
+		return 0, fmt.Errorf("must be a number from 0 to 1")
+	}
+	return f, nil
+}
