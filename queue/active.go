@@ -1,0 +1,214 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/store"
+)
+
+// queue returns the queue in memory, or nil.
+func (m *Manager) queue(key *store.QueueKey) *Queue {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.queues[*key]
+}
+
+// enqueue hands a committed ready item to its queue, or leaves it on disk when
+// the queue is not in memory and there is no room for another.
+func (m *Manager) enqueue(key *store.QueueKey, it *Item) {
+	for {
+		q := m.queue(key)
+		if q == nil {
+			q = m.activate(key, it.seq)
+		}
+		if q == nil {
+			m.dropBody(it)
+			return
+		}
+		woke, ok := q.offer(it)
+		if woke {
+			m.deps.Ready(q)
+		}
+		if ok {
+			return
+		}
+	}
+}
+
+// activate brings a queue into memory for the item at place seq. It returns nil
+// when memory for queues is used up; the search will come back to it.
+func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if q := m.queues[*key]; q != nil {
+		return q
+	}
+	if len(m.queues) >= m.Config().MaxActive {
+		m.left++
+		return nil
+	}
+	q := &Queue{m: m, key: *key}
+	if m.left == m.seen {
+		// Nothing of this queue lies on disk but what is being committed now.
+		q.complete = true
+		q.cursor = seq - 1
+	} else {
+		q.left = seq
+	}
+	m.queues[*key] = q
+	return q
+}
+
+func (m *Manager) wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// reapEvery is how often queues without items are dropped from memory.
+const reapEvery = 10 * time.Second
+
+// runSearch looks for queues on disk that are not in memory, whenever there may
+// be some and there is room for them, and drops those that have run empty.
+func (m *Manager) runSearch(ctx context.Context) error {
+	reap := time.NewTicker(reapEvery)
+	defer reap.Stop()
+	for {
+		if err := m.searchDisk(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-reap.C:
+			m.reap()
+		case <-m.search:
+		}
+	}
+}
+
+// searchDisk seeks from queue to queue through the ready keys and brings those
+// it finds into memory, up to the limit. It goes on where the last search
+// stopped, so that every queue has its turn however few fit.
+func (m *Manager) searchDisk(ctx context.Context) error {
+	m.mu.RLock()
+	left := m.left
+	nothing := m.left == m.seen
+	m.mu.RUnlock()
+	if nothing {
+		return nil
+	}
+	all := store.ReadyQueuesSpan(nil)
+	spans := []store.Span{all}
+	if m.searched != nil {
+		from := store.ReadyQueuesSpan(m.searched).Start
+		spans = []store.Span{{Start: from, End: all.End}, {Start: all.Start, End: from}}
+	}
+	for _, span := range spans {
+		room, err := m.searchSpan(ctx, span)
+		if err != nil || !room {
+			return err
+		}
+	}
+	m.mu.Lock()
+	m.seen = left
+	m.mu.Unlock()
+	return nil
+}
+
+// searchSpan reports false when it stopped because memory for queues is full.
+func (m *Manager) searchSpan(ctx context.Context, span store.Span) (room bool, err error) {
+	it, err := m.db.NewIter(span)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		key, _, err := store.ParseReadyKey(it.Key())
+		if err != nil {
+			m.deps.Logger.Error("ready key of an unknown shape is left alone", "err", err)
+			ok = it.Next()
+			continue
+		}
+		if !m.adopt(&key) {
+			return false, nil
+		}
+		m.searched = &key
+		ok = it.SeekGE(store.ReadyQueuesSpan(&key).Start)
+	}
+	return true, it.Error()
+}
+
+// adopt makes sure that a queue found on disk is in memory and being filled. It
+// reports false when there is no room.
+func (m *Manager) adopt(key *store.QueueKey) bool {
+	q := m.ensure(key, m.Config().MaxActive)
+	if q == nil {
+		return false
+	}
+	q.mu.Lock()
+	refill := q.wantsRefill()
+	q.mu.Unlock()
+	if refill {
+		m.startRefill(q)
+	}
+	return true
+}
+
+// ensure returns the queue in memory, bringing it there if there are fewer than
+// limit; otherwise nil.
+func (m *Manager) ensure(key *store.QueueKey, limit int) *Queue {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	q := m.queues[*key]
+	if q == nil && len(m.queues) < limit {
+		// What was left on disk before now has a place below the next one.
+		q = &Queue{m: m, key: *key, left: m.db.Sequence().Last()}
+		m.queues[*key] = q
+	}
+	return q
+}
+
+// reap drops the queues that have nothing to send.
+func (m *Manager) reap() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, q := range m.queues {
+		q.mu.Lock()
+		if q.complete && len(q.window) == 0 && q.leased == 0 && !q.refilling && len(q.removing) == 0 {
+			q.gone = true
+			delete(m.queues, key)
+		}
+		q.mu.Unlock()
+	}
+	if m.left != m.seen {
+		m.wake(m.search)
+	}
+}
+
+// Evict drops a queue from memory that cannot be served for long, to make room
+// for others; its items stay on disk and the search finds it again. It reports
+// false when items of it are leased.
+func (m *Manager) Evict(q *Queue) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.leased > 0 || q.refilling || q.gone || len(q.removing) > 0 {
+		return false
+	}
+	for _, it := range q.window {
+		m.dropBody(it)
+	}
+	m.items.Add(-int64(len(q.window)))
+	q.window, q.gone = nil, true
+	delete(m.queues, q.key)
+	m.left++
+	return true
+}

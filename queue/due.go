@@ -1,0 +1,147 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/store"
+)
+
+// promoteChunk is how many items one commit moves from due to ready.
+const promoteChunk = 1000
+
+// idle is how long promotion and the sweep sleep when nothing is known to be
+// due. They look again then, because a wake-up may have met a full channel.
+const idle = time.Minute
+
+// wakeDue makes the promotion look again no later than t.
+func (m *Manager) wakeDue(t time.Time) {
+	for {
+		select {
+		case m.due <- t:
+			return
+		default:
+		}
+		// Keep the earlier of the two.
+		select {
+		case other := <-m.due:
+			if other.Before(t) {
+				t = other
+			}
+		default:
+		}
+	}
+}
+
+// runPromotion moves items to their ready queues when their time comes.
+func (m *Manager) runPromotion(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var next time.Time // what timer is set for
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case t := <-m.due:
+			if t.Before(next) {
+				next = t
+				timer.Reset(next.Sub(m.deps.Now()))
+			}
+			continue
+		case <-timer.C:
+		}
+		for {
+			moved, due, err := m.promote(m.deps.Now())
+			if err != nil {
+				return err
+			}
+			if moved < promoteChunk {
+				next = due
+				break
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		now := m.deps.Now()
+		if next.IsZero() || next.Sub(now) > idle {
+			next = now.Add(idle)
+		}
+		timer.Reset(next.Sub(now))
+	}
+}
+
+// promote moves up to promoteChunk items that are due at now, in one commit,
+// and returns when the next one behind them is due.
+func (m *Manager) promote(now time.Time) (moved int, next time.Time, err error) {
+	type arrival struct {
+		key store.QueueKey
+		it  *Item
+	}
+	var arrivals []arrival
+	b := m.db.NewBatch(0)
+	defer b.Close()
+	m.moves.Lock()
+	b.OnVisible(m.moves.Unlock)
+	var kbuf, lbuf [128]byte
+	err = m.db.Each(store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
+		t, id, n, err := store.ParseDueKey(k)
+		if err != nil {
+			return false, err
+		}
+		if t.After(now) || moved == promoteChunk {
+			next = t
+			return false, nil
+		}
+		moved++
+		key, record, err := splitDue(v)
+		var it *Item
+		if err == nil {
+			it, err = decodeItem(record)
+		}
+		if err != nil {
+			return true, m.quarantine(k, v, err)
+		}
+		it.seq = b.Reserve(1)
+		ready := store.ReadyKey(kbuf[:0], &key, it.seq)
+		b.Delete(k)
+		b.Set(ready, record)
+		b.Set(store.LocatorKey(lbuf[:0], id, n), ready)
+		arrivals = append(arrivals, arrival{key, it})
+		return true, nil
+	})
+	if err != nil {
+		return 0, next, fmt.Errorf("queue: promote: %w", err)
+	}
+	b.AfterCommit(func(err error) {
+		if err != nil {
+			return
+		}
+		for i := range arrivals {
+			m.enqueue(&arrivals[i].key, arrivals[i].it)
+		}
+	})
+	// Nothing is promised by a promotion: if it is lost, the item is still due.
+	if err := b.CommitLazy(); err != nil {
+		return 0, next, fmt.Errorf("queue: promote: %w", err)
+	}
+	return moved, next, nil
+}
+
+// quarantine sets aside a record that cannot be read: it is kept under a key
+// of its own and counted, and the rest goes on.
+func (m *Manager) quarantine(key, value []byte, cause error) error {
+	b := m.db.NewBatch(0)
+	defer b.Close()
+	seq := b.Reserve(1)
+	kept := append(append([]byte{byte(len(key))}, key...), value...)
+	b.Set(store.QuarantineKey(nil, seq), kept)
+	b.Delete(key)
+	m.damaged.Add(1)
+	m.deps.Logger.Error("unreadable queue record moved to quarantine", "record", seq, "key", fmt.Sprintf("%x", key), "err", cause)
+	if err := b.Commit(); err != nil {
+		return fmt.Errorf("queue: quarantine: %w", err)
+	}
+	return nil
+}
