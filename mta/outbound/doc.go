@@ -1,0 +1,18 @@
+// Package outbound holds one SMTP conversation as a client, and the pool of
+// open ones.
+//
+// It promises: every stage has a deadline that a dripping server cannot extend;
+// every reply is bounded before it is kept; the bytes after 354 are exactly the
+// bytes handed in, dot-stuffed, or the message is refused before anything of it
+// is sent; nothing is ever written behind the final dot before its reply; and
+// every recipient gets one outcome in the server's own words, with Unknown for
+// the one case nobody can settle, a connection lost between the final dot and
+// its reply.
+//
+// It leaves to others: which host to call and under which TLS policy
+// (mta/mx), how many connections may be open (throttle), what a reply means
+// (bounce), and when to try again (mta).
+//
+// Deadlines are taken from time.Now, because they must agree with the timers
+// of the connections; inside a testing/synctest bubble both are virtual.
+package outbound
