@@ -1,0 +1,364 @@
+package bounce
+
+import (
+	"strings"
+
+	"github.com/tradewind-mta/tradewind/message"
+)
+
+// Bounds on the text read for reasons.
+const (
+	maxLines     = 1500
+	maxLineBytes = 2000
+	maxWeak      = 20 // addresses without any sign that they failed
+)
+
+// reportLine is one line of the report's text.
+type reportLine struct {
+	text, low string
+	addresses []foundAddress
+	rank      []rank // of each address
+	blank     bool
+}
+
+// rank says how surely an address in a line is one that failed.
+type rank uint8
+
+const (
+	rankNone   rank = iota // another party: sender, contact, message id
+	rankWeak               // merely there
+	rankStrong             // named as the one that failed
+)
+
+func (p *parser) split(text string) []reportLine {
+	var lines []reportLine
+	for text != "" && len(lines) < maxLines {
+		var line string
+		line, text, _ = strings.Cut(text, "\n")
+		if len(line) > maxLineBytes {
+			line = line[:maxLineBytes]
+		}
+		l := reportLine{text: strings.TrimRight(line, " \t"), low: strings.ToLower(line)}
+		l.blank = strings.TrimSpace(line) == ""
+		if len(l.low) != len(line) {
+			l.low = asciiLower(line) // offsets must agree
+		}
+		l.addresses = findAddresses(line)
+		for _, a := range l.addresses {
+			l.rank = append(l.rank, p.rankOf(&l, a))
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+func asciiLower(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		b[i] = byte(byteTable[c])
+	}
+	return string(b)
+}
+
+// Words before an address that make it the one, or somebody else.
+var (
+	leadFailed = []string{"rcpt to", "recipient", "deliver", "failed", "addressed to", "unknown", "user", "mailbox", "account", "message to", "mail to", "email to", "invalid", "reject", "could not be", "couldn't be", "wasn't", "address", "no such", "send to", "sent to", "宛", "получател", "empfänger", "destinataire", "an:", "mobile"}
+	leadOther  = []string{"mail from", "from:", "from <", "from ", "sender", "contact", "reply", "message-id", "postmaster", "support", "question", "return-path", "sent by", "on behalf", "help", "generated from", "expanded from", "assistance", "e-mail us", "mailto:", "write to", "original to", "id="}
+	linesOther = []string{"message-id", "from:", "date:", "subject:", "in-reply-to", "references:", "received:", "reply-to", "sender:", "return-path", "x-", ">>> mail from", "sent <<< mail from", "mail from", "for help", "contact ", "please contact", "for further assistance"}
+)
+
+func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
+	trimmed := strings.TrimLeft(l.low, " \t>|*-#")
+	for _, s := range linesOther {
+		if strings.HasPrefix(trimmed, s) {
+			return rankNone
+		}
+	}
+	before := strings.Trim(l.low[:a.start], " \t<>*\"'-:|[(#.,;=`")
+	if before == "" {
+		return rankStrong
+	}
+	near := before[max(0, len(before)-40):]
+	for _, s := range leadOther {
+		if strings.Contains(near, s) {
+			return rankNone
+		}
+	}
+	if code, _, _ := codesIn(l.text); code > 0 {
+		return rankStrong
+	}
+	for _, s := range leadFailed {
+		if strings.Contains(near, s) {
+			return rankStrong
+		}
+	}
+	return rankWeak
+}
+
+// fromText reads a report without any standard fields: the addresses its text
+// names, and for each the words nearest to it that explain something.
+func (p *parser) fromText() bool {
+	p.lines = p.split(p.text)
+	p.report.Format = "text"
+	action := ActionFailed
+	if p.saysDelayed(p.text) {
+		action = ActionDelayed
+	}
+	addresses, confidence := p.failedAddresses()
+	for _, a := range addresses {
+		w := readWords(p.wordsIn(p.lines, a, len(addresses) == 1))
+		r := Recipient{Address: a, Action: action}
+		if w.code >= 500 {
+			r.Action = ActionFailed // a subject that says "deferred" speaks of another
+		}
+		if w.stage == message.StageNone && afterData(p.text) {
+			w.stage = message.StageDot
+		}
+		p.add(w, r, confidence)
+	}
+	if len(p.report.Recipients) == 0 {
+		// Nobody is named. The token may still tell who it is, so the report
+		// must not be lost.
+		p.report.Kind = KindBounce
+		if action == ActionDelayed {
+			p.report.Kind = KindDelay
+		}
+		return p.fromDaemon() && failureSubject(p.subject)
+	}
+	p.conclude()
+	return true
+}
+
+// afterData reports a text that names the command apart from the reply:
+// "SMTP command" and "DATA" on the next line, or "STEP: DATA SEND".
+func afterData(text string) bool {
+	low := strings.ToLower(text)
+	if strings.Contains(low, "step: data") {
+		return true
+	}
+	_, after, ok := strings.Cut(low, "smtp command")
+	return ok && strings.HasPrefix(strings.TrimLeft(after, " :-\n"), "data")
+}
+
+// failedAddresses chooses the recipients, from the surest source that has any.
+func (p *parser) failedAddresses() ([]string, uint8) {
+	var list []string
+	seen := map[string]bool{}
+	add := func(a string) {
+		key := strings.ToLower(a)
+		if !seen[key] && len(list) < maxRecipients {
+			seen[key] = true
+			list = append(list, a)
+		}
+	}
+	for _, v := range p.header.Values("X-Failed-Recipients") {
+		for _, a := range findAddresses(v) {
+			add(a.text)
+		}
+	}
+	if len(list) > 0 {
+		return list, 95
+	}
+	// First without our own side, then with it: people do write to themselves.
+	for _, own := range []bool{false, true} {
+		for i := range p.lines {
+			for j, a := range p.lines[i].addresses {
+				if p.lines[i].rank[j] == rankStrong && p.self[strings.ToLower(a.text)] == own {
+					add(a.text)
+				}
+			}
+		}
+		if len(list) > 0 {
+			return list, 80
+		}
+		if own {
+			break
+		}
+		if a := p.onlyRecipient(); a != "" && p.mentions(a) {
+			return []string{a}, 70
+		}
+		for i := range p.lines {
+			for j, a := range p.lines[i].addresses {
+				if p.lines[i].rank[j] == rankWeak && !p.self[strings.ToLower(a.text)] && len(list) < maxWeak {
+					add(a.text)
+				}
+			}
+		}
+		if len(list) > 0 {
+			return list, 50
+		}
+		if a := p.onlyRecipient(); a != "" {
+			return []string{a}, 50
+		}
+	}
+	return list, 40
+}
+
+// mentions reports whether the text names the address, whole or by its local
+// part.
+func (p *parser) mentions(a string) bool {
+	return strings.Contains(strings.ToLower(p.text), strings.ToLower(a))
+}
+
+// wordsAbout is wordsIn for text that was not split yet.
+func (p *parser) wordsAbout(text, address string) string {
+	if p.lines == nil {
+		p.lines = p.split(text)
+	}
+	return p.wordsIn(p.lines, address, false)
+}
+
+// wordsIn finds the reason given for address. only says that it is the one
+// recipient, so that anything in the text is about it.
+func (p *parser) wordsIn(lines []reportLine, address string, only bool) string {
+	best, score := "", 0
+	consider := func(s string, bonus int) {
+		if n := p.worth(s); n > 0 && n+bonus > score {
+			best, score = s, n+bonus
+		}
+	}
+	for i := range lines {
+		for j, a := range lines[i].addresses {
+			if !strings.EqualFold(a.text, address) || lines[i].rank[j] == rankNone && !only {
+				continue
+			}
+			for k, s := range p.around(lines, i, a) {
+				consider(s, -k)
+			}
+		}
+		if score >= 30 {
+			break
+		}
+	}
+	if only && score < 20 {
+		for i := range lines {
+			if lines[i].blank {
+				continue
+			}
+			if code, _, _ := codesIn(lines[i].text); code >= 400 {
+				consider(paragraph(lines, i), -5)
+			}
+		}
+	}
+	if only && score < 10 {
+		for i := 0; i < len(lines); i++ {
+			if !lines[i].blank {
+				consider(paragraph(lines, i), -6)
+				for i < len(lines) && !lines[i].blank {
+					i++
+				}
+			}
+		}
+	}
+	return best
+}
+
+// worth rates a piece of text as a reason.
+func (p *parser) worth(s string) int {
+	if strings.TrimSpace(s) == "" {
+		return 0
+	}
+	w := readWords(s)
+	n := 2
+	if w.code >= 400 {
+		n += 20
+	}
+	if w.enhanced[0] >= 4 {
+		n += 5
+	}
+	if p.classifier != nil {
+		if v := p.classifier.Classify(w.reply(), ""); v.Rule != "" && v.Category != message.Other {
+			n += int(v.Confidence) / 10
+		} else if v.Rule != "" {
+			n += 3
+		}
+	}
+	return n
+}
+
+// around returns the pieces of text near the address a in line i, the likeliest
+// first: the line itself, what follows up to the next recipient, what precedes.
+func (p *parser) around(lines []reportLine, i int, a foundAddress) []string {
+	l := &lines[i]
+	var pieces []string
+	rest := strings.TrimLeft(l.text[min(a.end, len(l.text)):], " \t:>.,;\"')-*")
+	before := strings.Trim(l.low[:a.start], " \t<>*\"'-:|[(#.,;=`")
+	end := i + 1
+	if code, _, _ := codesIn(l.text); code >= 400 && before != "" {
+		s := l.text
+		for ; end < len(lines) && !lines[end].blank && indented(&lines[end], l) && end < i+6; end++ {
+			s += "\n" + lines[end].text
+		}
+		return []string{s}
+	}
+	if rest != "" {
+		s := rest
+		if before != "" {
+			s = l.text
+		}
+		for end < len(lines) && !lines[end].blank && !p.names(&lines[end], a.text) && end < i+10 {
+			s += "\n" + lines[end].text
+			end++
+		}
+		pieces = append(pieces, s)
+	} else if before != "" {
+		pieces = append(pieces, l.text)
+	}
+	for paragraphs := 0; paragraphs < 4 && end < len(lines) && end < i+40; paragraphs++ {
+		for end < len(lines) && lines[end].blank {
+			end++
+		}
+		if end >= len(lines) || p.names(&lines[end], a.text) {
+			break
+		}
+		s, n := "", 0
+		for end < len(lines) && !lines[end].blank && n < 12 && !p.names(&lines[end], a.text) {
+			s += lines[end].text + "\n"
+			end++
+			n++
+		}
+		pieces = append(pieces, s)
+	}
+	if i > 0 {
+		s, n := "", 0
+		for k := i - 1; k >= 0 && n < 3; k-- {
+			if lines[k].blank {
+				if n > 0 {
+					break
+				}
+				continue
+			}
+			s = lines[k].text + "\n" + s
+			n++
+		}
+		pieces = append(pieces, s)
+	}
+	return pieces
+}
+
+// names reports whether l names another failed recipient, which ends what is
+// said about address.
+func (p *parser) names(l *reportLine, address string) bool {
+	for j, a := range l.addresses {
+		if l.rank[j] == rankStrong && !strings.EqualFold(a.text, address) && !p.self[strings.ToLower(a.text)] {
+			return true
+		}
+	}
+	return false
+}
+
+func indented(l, than *reportLine) bool {
+	return margin(l.text) > margin(than.text)
+}
+
+func margin(s string) int { return len(s) - len(strings.TrimLeft(s, " \t")) }
+
+// paragraph joins the lines from i to the next blank one.
+func paragraph(lines []reportLine, i int) string {
+	var b strings.Builder
+	for n := 0; i < len(lines) && !lines[i].blank && n < 8; i, n = i+1, n+1 {
+		b.WriteString(lines[i].text)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
