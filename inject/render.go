@@ -1,0 +1,100 @@
+package inject
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"github.com/tradewind-mta/tradewind/message"
+)
+
+// dropEmpty forgets fields that must be there and say nothing, so that render
+// replaces them.
+func (h *header) dropEmpty(msg []byte) {
+	for _, f := range [...]struct {
+		kind kind
+		name string
+	}{{date, "date"}, {messageID, "message-id"}} {
+		v := h.value[f.kind]
+		if !h.has(f.kind) || len(bytes.TrimSpace(msg[v.start:v.end])) > 0 {
+			continue
+		}
+		h.value[f.kind] = span{}
+		cut := span{v.start - len(f.name) - 1, v.end}
+		k := 0
+		for k < len(h.cuts) && h.cuts[k].start < cut.start {
+			k++
+		}
+		h.cuts = append(h.cuts[:k], append([]span{cut}, h.cuts[k:]...)...)
+	}
+}
+
+// render writes the final bytes of m: our fields, then the message as it came
+// less what was cut out, in one buffer.
+func (i *Injector) render(d *draft, m *message.Message) []byte {
+	h := &d.head
+	b := make([]byte, 0, len(d.body)+512)
+	var buf [26]byte
+	id := m.ID.Append(buf[:0])
+	if !i.cfg.NoReceived {
+		b = i.received(b, &d.env, id, d.now)
+	}
+	if !h.has(date) {
+		b = append(b, "Date: "...)
+		b = append(appendDate(b, d.now), "\r\n"...)
+	}
+	if h.has(messageID) {
+		m.RFCMessageID = strings.Trim(text(d.body, h.value[messageID]), "<>")
+	} else {
+		// The author's domain, not our host name: it aligns with the rest of
+		// the mail and does not say where it was made.
+		m.RFCMessageID = string(id) + "@" + strings.Trim(m.HeaderFrom, "[]")
+		b = append(b, "Message-ID: <"...)
+		b = append(b, m.RFCMessageID...)
+		b = append(b, ">\r\n"...)
+	}
+	pos := 0
+	for _, c := range h.cuts {
+		b = append(b, d.body[pos:c.start]...)
+		pos = c.end
+	}
+	b = append(b, d.body[pos:]...)
+	if !bytes.HasSuffix(b, []byte("\r\n")) {
+		b = append(b, "\r\n"...)
+	}
+	if h.end == len(d.body) {
+		b = append(b, "\r\n"...) // the empty line that ends the header
+	}
+	return b
+}
+
+// rewrite lets tracking make r's own bytes, and brings those back to what the
+// wire allows: a longer link may push a line past the limit.
+func (i *Injector) rewrite(d *draft, m *message.Message, r *message.Recipient, body []byte) ([]byte, error) {
+	b, err := i.deps.Rewrite(m, r, d.env.Track, body)
+	if err != nil {
+		return nil, fmt.Errorf("inject: rewrite %s: %w", m.ID, err)
+	}
+	end := headerEnd(b)
+	s, bad := measure(b[end:])
+	if bad == nil && s.long {
+		if b, err = Reencode(b); err != nil {
+			return nil, fmt.Errorf("inject: rewrite %s: %w", m.ID, err)
+		}
+		s, bad = measure(b[headerEnd(b):])
+	}
+	if bad == nil {
+		// Fields were added; a fault there must stop here and not at the far
+		// end, where it would look like the sender's.
+		var h header
+		if bad = h.scan(b); bad == nil && !h.has(from) {
+			bad = refuse("From", CodeMissing, "lost in rewriting")
+		}
+		m.UTF8 = h.utf8
+	}
+	if bad != nil {
+		return nil, fmt.Errorf("inject: rewrite %s: %w", m.ID, bad)
+	}
+	m.EightBit = s.eightBit
+	return b, nil
+}
