@@ -1,0 +1,403 @@
+package mta
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/mta/outbound"
+	"github.com/tradewind-mta/tradewind/throttle"
+)
+
+// poolKey holds all that makes two open connections different.
+type poolKey struct {
+	source string
+	site   siteKey
+}
+
+// loaded is a message in memory, and what becomes of it at delivery.
+type loaded struct {
+	msg    *message.Message
+	body   []byte
+	sig    []byte
+	signed bool // sig is final for body
+	dsn    bool // the server takes over the duty to report (RFC 3461)
+}
+
+// maxTries is how many used connections may turn out dead under one
+// transaction before it counts as failed.
+const maxTries = 3
+
+// run serves a lane until there is nothing for it to do.
+func (s *site) run(l *lane) {
+	var c *outbound.Conn
+	first := true
+	for {
+		t := s.take(l, first)
+		if t == nil {
+			break
+		}
+		first = false
+		c = s.serve(l, c, t)
+	}
+	if c != nil {
+		s.m.conns.Put(poolKey{l.source.Name, s.key}, c)
+	}
+}
+
+// serve carries out one transaction and returns a connection that can be used
+// again, or nil. A bug in here defers the message and drops the connection; it
+// does not take the engine down.
+func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.m.metrics.panics.Inc()
+			s.m.deps.Logger.Error("delivery panicked; the message is deferred", "site", s.key.site, "msg_id", t.items[0].ID, "err", r)
+			if c != nil {
+				c.Close()
+			}
+			t.q.Release(t.items)
+			s.connectFailed(l, "internal error")
+			next = nil
+		}
+	}()
+	if !s.m.prepare(t) {
+		return c
+	}
+	if t.load.msg.Sandbox {
+		s.m.settle(s, l, t, sandboxed(t))
+		return c
+	}
+	for {
+		if c == nil {
+			if c = s.m.conns.Get(poolKey{l.source.Name, s.key}); c == nil {
+				var denied *throttle.Grant
+				var reply *message.Reply
+				if c, denied, reply = s.connect(l, t); c == nil {
+					s.notConnected(l, t, denied, reply)
+					return nil
+				}
+			}
+		}
+		again, done := s.attempt(l, c, t)
+		if done {
+			return again
+		}
+		c = again
+	}
+}
+
+// attempt sends t on c. done is false when it should be tried on another
+// connection at once.
+func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done bool) {
+	m := s.m
+	if reply := m.finish(t, c.Caps()); reply != nil {
+		m.settle(s, l, t, sameOutcome(t, message.Outcome{Reply: reply, Attempted: true, Result: resultOf(reply)}))
+		return c, true
+	}
+	it := t.items[0]
+	load := throttle.Mail{
+		Domain:       it.Recipient.Address.Domain(),
+		Tenant:       t.load.msg.Tenant,
+		Campaign:     t.load.msg.Campaign,
+		SenderDomain: domainOf(t.load.msg.Sender(&it.Recipient)),
+		DKIMDomain:   t.load.msg.HeaderFrom,
+		Recipients:   len(t.items),
+		Sent:         c.Messages(),
+	}
+	grant := l.permit.Send(m.deps.Now(), load)
+	if !grant.OK {
+		switch {
+		case grant.Limit == throttle.LimitMessagesPerConnection:
+			c.Quit(m.hard)
+			return nil, false
+		case grant.Limit == throttle.LimitRecipients && grant.Max > 0 && grant.Max < len(t.items):
+			t.q.Release(t.items[grant.Max:])
+			s.requeue(t)
+			t.items = t.items[:grant.Max]
+			return c, false
+		}
+		s.refused(l, t, &grant)
+		return c, true
+	}
+	env := outbound.Envelope{
+		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
+		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,
+		Body: t.load.body,
+	}
+	if len(t.load.sig) > 0 {
+		env.Header = [][]byte{t.load.sig}
+	}
+	env.To = make([]message.Recipient, len(t.items))
+	for i, it := range t.items {
+		env.To[i] = it.Recipient
+	}
+	sent := c.Messages()
+	start := m.deps.Now()
+	result := c.Send(m.hard, &env)
+	grant.Release()
+	m.metrics.transaction.Observe(m.deps.Now().Sub(start).Seconds())
+	if result.Usable {
+		next = c
+	} else {
+		c.Quit(m.hard)
+	}
+	if result.Stale && t.tries < maxTries {
+		t.tries++
+		l.permit.Observe(m.deps.Now(), &throttle.Observation{Closed: true, Sent: sent, Stage: message.StageMail, Domain: load.Domain})
+		return nil, false
+	}
+	if m.hard.Err() != nil && allDeferred(result.Outcomes) {
+		t.q.Release(t.items) // we cut it off ourselves: no attempt of theirs
+		return nil, true
+	}
+	t.load.dsn = c.Caps().DSN
+	if m.settle(s, l, t, result.Outcomes) && next != nil {
+		next.Quit(m.hard)
+		next = nil
+	}
+	if anyDelivered(result.Outcomes) {
+		s.succeeded(l)
+	}
+	return next, true
+}
+
+func allDeferred(list []message.Outcome) bool {
+	for _, o := range list {
+		if o.Result != message.Deferred || (o.Reply != nil && !o.Reply.Local) {
+			return false
+		}
+	}
+	return true
+}
+
+func anyDelivered(list []message.Outcome) bool {
+	for _, o := range list {
+		if o.Result == message.Delivered {
+			return true
+		}
+	}
+	return false
+}
+
+func sameOutcome(t *txn, o message.Outcome) []message.Outcome {
+	list := make([]message.Outcome, len(t.items))
+	for i := range list {
+		list[i] = o
+	}
+	return list
+}
+
+func resultOf(r *message.Reply) message.Result {
+	if r.Temporary() {
+		return message.Deferred
+	}
+	return message.Failed
+}
+
+// requeue puts the queue of recipients that were given back on the schedule.
+func (s *site) requeue(t *txn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep(t)
+}
+
+// notConnected settles or gives back a transaction for which there is no
+// connection.
+func (s *site) notConnected(l *lane, t *txn, denied *throttle.Grant, reply *message.Reply) {
+	if denied != nil {
+		s.refused(l, t, denied)
+		return
+	}
+	if s.m.hard.Err() != nil {
+		t.q.Release(t.items)
+		return
+	}
+	s.m.metrics.unreached.WithLabelValues(l.permit.Provider(), reply.Stage.String()).Inc()
+	s.connectFailed(l, reply.Error())
+	// A host that turns us away at the door says nothing about the recipient:
+	// only DNS can be final here.
+	result := message.Deferred
+	if reply.Stage == message.StageResolve {
+		result = resultOf(reply)
+	}
+	s.m.settle(s, l, t, sameOutcome(t, message.Outcome{Reply: reply, Attempted: true, Result: result}))
+}
+
+// Bounds of one search for a host that answers.
+const (
+	maxHosts     = 20
+	maxAddresses = 5 // tried in all
+)
+
+// candidate is one address to try.
+type candidate struct {
+	host string
+	addr netip.AddrPort
+}
+
+// connect opens a connection for the lane: hosts in order of preference, each
+// address with a permit of its own. All of conn, denied and reply but one are
+// nil; denied means that a permit was refused before anything was tried.
+func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.Grant, reply *message.Reply) {
+	m := s.m
+	set := m.set.Load()
+	if m.open.Load() >= int64(set.Config.MaxConnections) {
+		return nil, &throttle.Grant{At: m.deps.Now().Add(time.Second), Limit: throttle.LimitConnections}, nil
+	}
+	list, reply := s.candidates(t.items[0].Recipient.Address.Domain())
+	if reply != nil {
+		return nil, nil, reply
+	}
+	tried := 0
+	for _, cand := range s.order(list) {
+		if tried == maxAddresses || m.soft.Err() != nil {
+			break
+		}
+		conn, grant, r := s.dial(l, cand, len(s.hops) == 0)
+		if conn != nil {
+			return conn, nil, nil
+		}
+		if grant != nil {
+			if tried == 0 {
+				return nil, grant, nil
+			}
+			break
+		}
+		tried++
+		reply = r
+		s.avoid(cand.host)
+	}
+	if reply == nil {
+		reply = local(message.StageConnect, 451, message.Enhanced{4, 4, 1}, "no host could be tried")
+	}
+	return nil, nil, reply
+}
+
+// candidates lists the addresses of the site in the order to try.
+func (s *site) candidates(domain string) ([]candidate, *message.Reply) {
+	if s.hops != nil {
+		var list []candidate
+		var last *message.Reply
+		for _, h := range s.hops {
+			if h.addr.IsValid() {
+				list = append(list, candidate{host: h.host, addr: netip.AddrPortFrom(h.addr, h.port)})
+				continue
+			}
+			addrs, reply := s.m.hopAddrs(h.host)
+			if reply != nil {
+				last = reply
+				continue
+			}
+			for _, a := range addrs {
+				list = append(list, candidate{host: h.host, addr: netip.AddrPortFrom(a, h.port)})
+			}
+		}
+		if len(list) == 0 {
+			return nil, last
+		}
+		return list, nil
+	}
+	route, reply := s.m.deps.Resolver.Route(s.m.soft, domain)
+	if reply != nil {
+		return nil, reply
+	}
+	hosts, reply := s.m.deps.Resolver.Resolve(s.m.soft, route)
+	if reply != nil {
+		return nil, reply
+	}
+	port := s.m.set.Load().Config.Port
+	var list []candidate
+	for _, h := range hosts[:min(len(hosts), maxHosts)] {
+		for _, a := range h.Addrs {
+			list = append(list, candidate{host: h.Name, addr: netip.AddrPortFrom(a, port)})
+		}
+	}
+	return list, nil
+}
+
+// hopAddrs resolves the name of a next hop. Whoever writes a route may point it
+// anywhere, so the addresses are not checked; "localhost" needs no DNS.
+func (m *MTA) hopAddrs(host string) ([]netip.Addr, *message.Reply) {
+	if host == "localhost" {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
+	}
+	return m.deps.Resolver.Lookup(m.soft, host)
+}
+
+// order moves hosts that were down lately behind the others.
+func (s *site) order(list []candidate) []candidate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.down) == 0 {
+		return list
+	}
+	now := s.m.deps.Now()
+	up := make([]candidate, 0, len(list))
+	var down []candidate
+	for _, c := range list {
+		if until, ok := s.down[c.host]; ok && until.After(now) {
+			down = append(down, c)
+		} else {
+			delete(s.down, c.host)
+			up = append(up, c)
+		}
+	}
+	return append(up, down...)
+}
+
+// avoid passes a host over for a while.
+func (s *site) avoid(host string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.down) < 100 {
+		s.down[host] = s.m.deps.Now().Add(s.m.set.Load().Config.HostDown)
+	}
+}
+
+// dial opens one connection to one address.
+func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *throttle.Grant, *message.Reply) {
+	m := s.m
+	set := m.set.Load()
+	for retried := false; ; retried = true {
+		grant := l.permit.Connect(m.deps.Now(), cand.addr.Addr())
+		if !grant.OK {
+			return nil, &grant, nil
+		}
+		m.open.Add(1)
+		release := sync.OnceFunc(func() {
+			m.open.Add(-1)
+			grant.Release()
+		})
+		opt := outbound.Options{
+			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				return m.deps.Dial(ctx, l.source, network, addr, checked)
+			},
+			EHLO: l.source.EHLO, Host: cand.host, Addr: cand.addr, Source: l.source.Name,
+			TLS: s.key.tls, Fallback: m.fallback, Timeouts: set.Config.Timeouts.outbound(),
+			Buffers: &m.buffers, OnClose: release,
+		}
+		if opt.EHLO == "" {
+			opt.EHLO = set.Hostname
+		}
+		opt.TLSConfig = m.deps.TLS
+		if fn := m.trace.Load(); fn != nil {
+			opt.Trace = func(direction byte, line []byte) { (*fn)(l.source.Name, cand.host, direction, line) }
+		}
+		conn, reply := outbound.Dial(m.hard, opt)
+		if reply == nil {
+			m.metrics.connections.WithLabelValues(l.permit.Provider(), "ok").Inc()
+			return conn, nil, nil
+		}
+		release()
+		m.metrics.connections.WithLabelValues(l.permit.Provider(), "failed").Inc()
+		m.apply(l, l.permit.Observe(m.deps.Now(), &throttle.Observation{Stage: reply.Stage, Reply: reply}))
+		if reply.Stage == message.StageSTARTTLS && s.key.tls == outbound.Opportunistic && !retried {
+			continue // in clear, as Fallback remembers
+		}
+		return nil, nil, reply
+	}
+}

@@ -1,0 +1,237 @@
+package mta
+
+import (
+	"container/heap"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/store"
+)
+
+// entry is one queue that has something to send at a site.
+type entry struct {
+	q   *queue.Queue
+	key store.QueueKey
+
+	// until and why say what holds the entry; until is zero while it waits for
+	// a permit without a known time.
+	until time.Time
+	why   string
+	// dead entries have been replaced; the schedule passes over them.
+	dead bool
+}
+
+// quantum is how many recipients a tenant of weight 1 may send in its turn.
+const quantum = 10
+
+// sched shares a site's capacity: between tenants by weighted deficit round
+// robin (Shreedhar and Varghese, 1995), transactional before bulk within a
+// tenant, and round robin between the campaigns of a class and the queues of a
+// campaign. Queues that are held until some time cost nothing meanwhile.
+//
+// It is not safe for concurrent use.
+type sched struct {
+	weight func(tenant string) int
+
+	ring    fifo[*tenant]
+	tenants map[string]*tenant
+	held    heldHeap
+	waiting []*entry // held until somebody says otherwise
+	size    int      // entries that may be popped now
+}
+
+type tenant struct {
+	name    string
+	deficit int
+	queued  bool       // in sched.ring
+	ready   [2]classes // urgent first
+}
+
+// classes are the campaigns of one tenant and class that have entries.
+type classes struct {
+	ring      fifo[*campaign]
+	campaigns map[string]*campaign
+}
+
+type campaign struct {
+	name    string
+	entries fifo[*entry]
+}
+
+func rank(c message.Class) int {
+	if c == message.Bulk {
+		return 1
+	}
+	return 0
+}
+
+// push makes e eligible.
+func (s *sched) push(e *entry) {
+	if s.tenants == nil {
+		s.tenants = make(map[string]*tenant)
+	}
+	e.until, e.why = time.Time{}, ""
+	t := s.tenants[e.key.Tenant]
+	if t == nil {
+		t = &tenant{name: e.key.Tenant}
+		s.tenants[t.name] = t
+	}
+	cl := &t.ready[rank(e.key.Class)]
+	c := cl.campaigns[e.key.Campaign]
+	if c == nil {
+		c = &campaign{name: e.key.Campaign}
+		if cl.campaigns == nil {
+			cl.campaigns = make(map[string]*campaign)
+		}
+		cl.campaigns[c.name] = c
+		cl.ring.push(c)
+	}
+	c.entries.push(e)
+	s.size++
+	if !t.queued {
+		t.queued, t.deficit = true, 0
+		s.ring.push(t)
+	}
+}
+
+// hold keeps e aside until t, or until release when t is zero.
+func (s *sched) hold(e *entry, t time.Time, why string) {
+	e.until, e.why = t, why
+	if t.IsZero() {
+		s.waiting = append(s.waiting, e)
+		return
+	}
+	heap.Push(&s.held, e)
+}
+
+// release makes every entry eligible that waits without a time.
+func (s *sched) release() {
+	list := s.waiting
+	s.waiting = nil
+	for _, e := range list {
+		if !e.dead {
+			s.push(e)
+		}
+	}
+}
+
+// pop takes out the entry whose turn it is. Nil means that none is eligible;
+// next is then when the first of the held ones will be, zero if none is.
+func (s *sched) pop(now time.Time) (e *entry, next time.Time) {
+	for len(s.held) > 0 && !s.held[0].until.After(now) {
+		if e := heap.Pop(&s.held).(*entry); !e.dead {
+			s.push(e)
+		}
+	}
+	for s.size > 0 {
+		t := s.ring.front()
+		if t.deficit <= 0 {
+			t.deficit += quantum * max(1, s.weight(t.name))
+			if t.deficit <= 0 {
+				s.ring.rotate()
+				continue
+			}
+		}
+		if e = t.pop(); e == nil {
+			// A tenant without work saves nothing up for later.
+			t.queued = false
+			s.ring.pop()
+			delete(s.tenants, t.name)
+			continue
+		}
+		s.size--
+		if e.dead {
+			continue
+		}
+		return e, time.Time{}
+	}
+	if len(s.held) > 0 {
+		return nil, s.held[0].until
+	}
+	return nil, time.Time{}
+}
+
+// charge takes n recipients off the share of the tenant that pop chose last.
+func (s *sched) charge(name string, n int) {
+	t := s.tenants[name]
+	if t == nil || !t.queued {
+		return
+	}
+	t.deficit -= n
+	if t.deficit <= 0 && s.ring.len() > 0 && s.ring.front() == t {
+		s.ring.rotate()
+	}
+}
+
+// pop takes the tenant's next entry: urgent ones first, campaigns in turn.
+func (t *tenant) pop() *entry {
+	for i := range t.ready {
+		cl := &t.ready[i]
+		if cl.ring.len() == 0 {
+			continue
+		}
+		c := cl.ring.pop()
+		e := c.entries.pop()
+		if c.entries.len() > 0 {
+			cl.ring.push(c)
+		} else {
+			delete(cl.campaigns, c.name)
+		}
+		return e
+	}
+	return nil
+}
+
+// heldHeap orders entries by the time they are held until.
+type heldHeap []*entry
+
+func (h heldHeap) Len() int           { return len(h) }
+func (h heldHeap) Less(i, j int) bool { return h[i].until.Before(h[j].until) }
+func (h heldHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push is for container/heap.
+func (h *heldHeap) Push(x any) { *h = append(*h, x.(*entry)) }
+
+// Pop is for container/heap.
+func (h *heldHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return e
+}
+
+// fifo is a queue on a ring buffer. The zero value is empty.
+type fifo[T any] struct {
+	buf  []T
+	head int
+	n    int
+}
+
+func (f *fifo[T]) len() int { return f.n }
+
+func (f *fifo[T]) front() T { return f.buf[f.head] }
+
+func (f *fifo[T]) push(v T) {
+	if f.n == len(f.buf) {
+		grown := make([]T, max(4, 2*f.n))
+		for i := range f.n {
+			grown[i] = f.buf[(f.head+i)%f.n]
+		}
+		f.buf, f.head = grown, 0
+	}
+	f.buf[(f.head+f.n)%len(f.buf)] = v
+	f.n++
+}
+
+func (f *fifo[T]) pop() T {
+	var zero T
+	v := f.buf[f.head]
+	f.buf[f.head] = zero
+	f.head = (f.head + 1) % len(f.buf)
+	f.n--
+	return v
+}
+
+func (f *fifo[T]) rotate() { f.push(f.pop()) }

@@ -1,0 +1,147 @@
+package mta
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/mta/outbound"
+	"github.com/tradewind-mta/tradewind/queue"
+)
+
+// targetKey asks where a pool's mail for a domain goes.
+type targetKey struct{ pool, domain string }
+
+// target remembers the answer. MTA.mu protects it.
+type target struct {
+	site      *site
+	expires   time.Time
+	resolving bool
+	waiting   []*queue.Queue
+}
+
+// routeLife is how long a [[route]] is remembered; a reload forgets it anyway.
+const routeLife = time.Hour
+
+// routeHost stands behind the next hops of every route, so that the shaping
+// rules can tell them (provider "route") from strangers' mail exchangers.
+const routeHost = "next-hop.route.invalid"
+
+// holdUnresolved is how long a queue rests after DNS failed for its domain.
+const holdUnresolved = time.Minute
+
+// resolve finds the site of a target and gives it the queues that wait.
+func (m *MTA) resolve(key targetKey, t *target) {
+	s, expires, reply := m.findSite(key)
+	m.mu.Lock()
+	t.site, t.expires = s, expires
+	waiting := t.waiting
+	t.waiting, t.resolving = nil, false
+	m.mu.Unlock()
+	for _, q := range waiting {
+		if s != nil {
+			s.add(q)
+			continue
+		}
+		m.wg.Go(func() { m.unreachable(q, reply) })
+	}
+}
+
+// hop is one explicit next hop.
+type hop struct {
+	host string
+	addr netip.Addr // valid when host is an address
+	port uint16
+}
+
+// findSite returns the site that mail of a pool for a domain goes to.
+func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
+	set := m.set.Load()
+	now := m.deps.Now()
+	policy := set.Config.TLS
+	for i := range set.Routes {
+		r := &set.Routes[i]
+		if !r.matches(key.domain) {
+			continue
+		}
+		if r.TLS != "" {
+			policy = r.TLS
+		}
+		sk := siteKey{pool: key.pool, site: "route:" + strings.Join(r.NextHops, ","), tls: mustPolicy(policy)}
+		hops := make([]hop, 0, len(r.NextHops))
+		hosts := make([]string, 0, len(r.NextHops))
+		for _, h := range r.NextHops {
+			host, port, err := splitHop(h, set.Config.Port)
+			if err != nil {
+				continue // Validate refused it
+			}
+			ip, _ := netip.ParseAddr(host)
+			hops = append(hops, hop{host: host, addr: ip, port: port})
+			hosts = append(hosts, host)
+		}
+		return m.site(sk, key.domain, append(hosts, routeHost), hops), now.Add(routeLife), nil
+	}
+	route, reply := m.deps.Resolver.Route(m.soft, key.domain)
+	if reply != nil {
+		return nil, now, reply
+	}
+	hosts := make([]string, 0, len(route.Hosts))
+	for _, h := range route.Hosts {
+		hosts = append(hosts, h.Name)
+	}
+	expires := route.Expires
+	if expires.IsZero() {
+		expires = now.Add(routeLife)
+	}
+	return m.site(siteKey{pool: key.pool, site: route.Site, tls: mustPolicy(policy)}, key.domain, hosts, nil), expires, nil
+}
+
+// mustPolicy reads a policy that Validate has accepted.
+func mustPolicy(name string) outbound.TLSPolicy {
+	p, err := outbound.ParseTLSPolicy(name)
+	if err != nil {
+		return outbound.Opportunistic
+	}
+	return p
+}
+
+// unreachable settles mail for a domain that has no site. A permanent answer
+// ends every item of the queue; after a temporary one a single message is
+// deferred, so that its sender hears of it, and the queue rests.
+func (m *MTA) unreachable(q *queue.Queue, reply *message.Reply) {
+	for m.soft.Err() == nil {
+		items := q.Lease(100)
+		if len(items) == 0 {
+			return // more may come from disk; Ready says so
+		}
+		t := &txn{q: q, items: items}
+		if m.prepare(t) {
+			outcomes := make([]message.Outcome, len(t.items))
+			for i := range outcomes {
+				outcomes[i] = message.Outcome{Reply: reply, Attempted: true}
+				if !reply.Temporary() {
+					outcomes[i].Result = message.Failed
+				}
+			}
+			m.settle(nil, nil, t, outcomes)
+		}
+		if reply.Temporary() {
+			m.after(holdUnresolved, func() { m.Ready(q) })
+			return
+		}
+	}
+}
+
+// after runs fn later, unless the engine stops before.
+func (m *MTA) after(d time.Duration, fn func()) {
+	m.wg.Go(func() {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			fn()
+		case <-m.soft.Done():
+		}
+	})
+}
