@@ -70,11 +70,17 @@ func localStart(s string, at, from int) int {
 		}
 		start--
 	}
-	// mailto:user@example.com, rfc822;user@..., 'user@...'
-	if k := strings.LastIndexAny(s[start:at], "'"); k >= 0 && start+k+1 < at {
-		if start == 0 || !isLocalByte(s[start-1]) {
-			start += k + 1
-		}
+	// 'user@example.com' and to='user@...', but o'brien@example.com.
+	if k := strings.LastIndex(s[start:at], "='"); k >= 0 {
+		start += k + 2
+	}
+	for start < at && s[start] == '\'' {
+		start++
+	}
+	// The path of a file that is named after an address; X.400 names in this
+	// form hold "=".
+	if start < at && s[start] == '/' && !strings.Contains(s[start:at], "=") {
+		start += strings.LastIndexByte(s[start:at], '/') + 1
 	}
 	for start < at && (s[start] == '.' || s[start] == '=' && !strings.HasPrefix(s[start:], "=?") || s[start] == '*' || s[start] == '-' || s[start] == '|' || s[start] == '/') {
 		start++

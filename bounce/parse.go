@@ -45,7 +45,7 @@ type parser struct {
 	lines    []reportLine
 }
 
-// maxText of the parts for people, together.
+// maxReportText bounds the text of the parts for people, together.
 const maxReportText = 128 << 10
 
 // read cuts the mail into what the readers of the formats need.
