@@ -238,7 +238,7 @@ func (l *Lane) action(g *group, kind ActionKind, h *hold, now int64, t message.E
 	d.WriteString(" (" + h.rule.Origin.String() + ")")
 	a.Event = &message.Event{
 		Type: t, Time: l.e.time(now), Detail: d.String(),
-		Egress: message.Egress{Source: l.src.name, Pool: l.src.pool, Provider: g.name, Site: l.key.site},
+		Egress: message.Egress{Source: l.src.name, Pool: l.pool, Provider: g.name, Site: l.key.site},
 	}
 	return a
 }

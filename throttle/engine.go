@@ -42,6 +42,8 @@ type Engine struct {
 	lanes  map[laneKey]*Lane
 	groups map[string]*group // by provider name, or "\x00"+site
 	srcs   map[string]*source
+	// restored are the rates of lanes that have not come back yet.
+	restored map[laneKey][levelLaneRecipients + 1]meter
 
 	mxMu sync.Mutex // protects everything below
 	mx   map[netip.Addr]*mxNode
@@ -51,10 +53,7 @@ type Engine struct {
 type laneKey struct{ source, site string }
 
 // source is one of our addresses, shared by its lanes.
-type source struct {
-	name string
-	pool string
-}
+type source struct{ name string }
 
 // mxNode counts the connections open to one address of a receiving host.
 type mxNode struct {
@@ -115,6 +114,7 @@ type Lane struct {
 	addrs    []netip.Addr
 	domain   string
 	netblock string
+	pool     string
 
 	// The group's mutex guards everything below.
 	p          *Provider
@@ -163,7 +163,11 @@ func New(rules *Rules, opt Options) *Engine {
 // ns is t on the engine's own scale, which keeps to the monotonic clock where
 // t has one: a step of the wall clock must neither stop mail nor release a
 // burst.
-func (e *Engine) ns(t time.Time) int64 { return e.base + int64(t.Sub(e.start)) }
+func (e *Engine) ns(t time.Time) int64 {
+	// Sub saturates at 292 years; halved, nothing computed from it overflows.
+	const far = int64(1) << 61
+	return e.base + min(max(int64(t.Sub(e.start)), -far), far)
+}
 
 // time is the reverse of ns; zero stays zero.
 func (e *Engine) time(ns int64) time.Time {
@@ -179,29 +183,41 @@ func (e *Engine) time(ns int64) time.Time {
 func (e *Engine) Lane(t Target) *Lane {
 	key := laneKey{t.Source, t.Site}
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	l := e.lanes[key]
 	if l == nil {
 		l = e.newLane(key, t)
 	}
 	l.refs++
 	r := e.rules.Load()
+	waited := false
+	if l.g.Load().site != "" && r.byDomain[t.Domain] != nil {
+		// Nobody claims the hosts, but somebody this domain: the provider's
+		// rules hold for all that goes there, whichever domain came first.
+		l.domain = strings.Clone(t.Domain)
+		p := r.provider(l.hosts, l.addrs, l.domain)
+		from, to := l.g.Load(), e.groupOf(p, key.site)
+		from.mu.Lock()
+		to.mu.Lock()
+		waited = l.move(to, p, r, e.ns(e.opt.Now()))
+		to.mu.Unlock()
+		from.mu.Unlock()
+	}
 	if len(r.domains) > 0 {
 		g := l.g.Load()
 		g.mu.Lock()
 		l.note(r, t.Domain)
 		g.mu.Unlock()
 	}
+	e.mu.Unlock()
+	if waited {
+		wake([]*Lane{l})
+	}
 	return l
 }
 
 // newLane makes a lane. REQUIRES: e.mu.
 func (e *Engine) newLane(key laneKey, t Target) *Lane {
-	src := e.srcs[t.Source]
-	if src == nil {
-		src = &source{name: strings.Clone(t.Source), pool: t.Pool}
-		e.srcs[src.name] = src
-	}
+	src := e.sourceNamed(t.Source)
 	r := e.rules.Load()
 	key = laneKey{src.name, strings.Clone(key.site)}
 	l := &Lane{e: e, key: key, src: src, hosts: slices.Clone(t.Hosts), addrs: slices.Clone(t.Addrs), domain: strings.Clone(t.Domain)}
@@ -209,11 +225,25 @@ func (e *Engine) newLane(key laneKey, t Target) *Lane {
 	p := r.provider(t.Hosts, t.Addrs, t.Domain)
 	g := e.groupOf(p, key.site)
 	g.mu.Lock()
-	l.netblock = netblock(t.SourceAddr)
+	l.netblock, l.pool = netblock(t.SourceAddr), t.Pool
 	l.join(g, p, r)
+	if used, ok := e.restored[key]; ok {
+		l.n.messages, l.n.connects, l.recipients = used[levelLane], used[levelLaneConnects], used[levelLaneRecipients]
+		delete(e.restored, key)
+	}
 	g.mu.Unlock()
 	e.lanes[key] = l
 	return l
+}
+
+// sourceNamed returns what lanes of one source share. REQUIRES: e.mu.
+func (e *Engine) sourceNamed(name string) *source {
+	src := e.srcs[name]
+	if src == nil {
+		src = &source{name: strings.Clone(name)}
+		e.srcs[src.name] = src
+	}
+	return src
 }
 
 // netblock is the /24 or /64 around an address: what receivers that rate

@@ -1,6 +1,7 @@
 package throttle
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -59,6 +60,49 @@ func FuzzObserve(f *testing.F) {
 			}
 		}
 		if err := New(r, Options{}).Restore(e.Snapshot(epoch)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// FuzzRestore feeds damaged snapshots: they may be refused or left out in
+// part, but whatever is restored has to run.
+func FuzzRestore(f *testing.F) {
+	r := shipped(f)
+	e := New(r, Options{Now: func() time.Time { return epoch }})
+	l := e.Lane(Target{Source: "ip1", Site: "s", Hosts: []string{"aspmx.l.google.com"}})
+	for _, text := range []string{byIP, byDKIM, byURL} {
+		reply, _ := message.ParseReply(text)
+		l.Observe(epoch, &Observation{Result: message.Deferred, Reply: reply, Tenant: "t", Campaign: "c", DKIMDomain: "k.example"})
+	}
+	e.Suspend(Selector{Tenant: "t"}, epoch.Add(time.Hour), "x")
+	seed, err := json.Marshal(e.Snapshot(epoch))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add([]byte(`{"version":1,"rates":[{"level":0,"key":["ip1","s"],"used":["2026-11-02T18:00:00Z"]},{"provider":"gmail","level":7,"scope":"tenant","key":["t"],"used":["9999-01-01T00:00:00Z"]}],"warmups":[{"source":"ip1","provider":"gmail","day":3,"date":20000,"sent":7}],"picks":[{"pool":"b","provider":"gmail","current":{"a":5}}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var s Snapshot
+		if json.Unmarshal(data, &s) != nil {
+			return
+		}
+		e := New(r, Options{Now: func() time.Time { return epoch }, Pools: []Pool{{"b", []WeightedSource{{"a", 3}, {"c", 1}}}}})
+		if e.Restore(&s) != nil {
+			return
+		}
+		l := e.Lane(Target{Source: "ip1", Site: "s", Hosts: []string{"aspmx.l.google.com"}})
+		m := Mail{Domain: "d.example", Tenant: "t", Campaign: "c", DKIMDomain: "k.example"}
+		for i := range 3 {
+			now := epoch.Add(time.Duration(i) * time.Hour)
+			c, g := l.Connect(now, mxAddr), l.Send(now, m)
+			l.Observe(now, &Observation{Result: message.Delivered, Tenant: "t", Campaign: "c", DKIMDomain: "k.example"})
+			g.Release()
+			c.Release()
+			e.Sweep(now)
+		}
+		e.Pick("b", "gmail", nil)
+		if _, err := json.Marshal(e.Snapshot(epoch)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -1,5 +1,7 @@
 package throttle
 
+import "slices"
+
 // meter is the state of one rate key: a list of up to maxRates rates that all
 // have to agree.
 type meter struct {
@@ -33,36 +35,26 @@ func (m *meter) take(v *Value, now, n int64) {
 	}
 }
 
-// adopt takes over new rates after a reload. What was sent under the old ones
-// still counts, but no longer than it could have under the new ones: leaving a
-// limit of one per day must not stop the lane for a day.
+// adopt takes over new rates after a reload, or the first after a restart.
+// What was sent under the old ones still counts, but no longer than it could
+// have under the new ones: leaving a limit of one per day must not stop the
+// lane for a day.
 func (m *meter) adopt(v *Value, now int64) {
 	latest := tat(0)
 	if m.v != nil {
-		for i := range m.v.Rates {
-			latest = max(latest, m.t[i])
-		}
+		latest = slices.Max(m.t[:])
 	}
 	for i := range v.Rates {
 		r := &v.Rates[i]
-		m.t[i] = min(latest, tat(now+r.tau+r.interval))
+		m.t[i] = min(max(latest, m.t[i]), tat(now+r.tau+r.interval))
 	}
+	clear(m.t[len(v.Rates):])
 	m.v = v
 }
 
 // idle reports whether the meter would grant its whole burst at now, so that
 // forgetting it changes nothing.
-func (m *meter) idle(now int64) bool {
-	if m.v == nil {
-		return true
-	}
-	for i := range m.v.Rates {
-		if int64(m.t[i]) > now {
-			return false
-		}
-	}
-	return true
-}
+func (m *meter) idle(now int64) bool { return int64(slices.Max(m.t[:])) <= now }
 
 // node is one place where connections or transactions, and rates, are counted.
 type node struct {

@@ -2,45 +2,65 @@ package throttle
 
 import "slices"
 
-// Reload puts new rules in force. Connections already open stay and keep being
-// counted; nothing new is granted until it fits. Holds, suspensions and warm-up
-// counters stay with their provider's name.
+// Reload puts new rules in force, at one instant for all lanes: if they moved
+// one by one, a provider that got a new name would be counted in two places
+// for a while. Connections already open stay and keep being counted; nothing
+// new is granted until it fits. Holds, suspensions and warm-up counters stay
+// with their provider's name; so do the transactions that a tenant or domain
+// has under way, for the seconds they last.
 func (e *Engine) Reload(r *Rules) {
 	now := e.ns(e.opt.Now())
 	var woken []*Lane
 	e.mu.Lock()
 	e.rules.Store(r)
+	locked := map[*group]bool{}
+	lock := func(g *group) {
+		if !locked[g] {
+			g.mu.Lock()
+			locked[g] = true
+		}
+	}
+	for _, g := range e.groups {
+		lock(g)
+	}
 	for _, l := range e.lanes {
 		p := r.provider(l.hosts, l.addrs, l.domain)
 		to := e.groupOf(p, l.key.site)
-		g := l.g.Load()
-		g.mu.Lock()
-		if to != g {
-			// A lane that changes provider takes its connections along.
-			// Both locks are held so that no permit sees them counted twice
-			// or not at all; only here are two held, under e.mu.
-			to.mu.Lock()
-			l.sn.busy -= l.n.busy
-			g.all.busy -= l.n.busy
-			g.lanes--
-			l.join(to, p, r)
-			to.now = max(to.now, now, g.now)
-			to.mu.Unlock()
-		} else {
-			l.p, l.rules = p, r
-			l.eff = r.effective(p, "", l.key.source)
-		}
-		l.resection(r)
-		if l.waiting {
+		lock(to) // it may be new
+		if l.move(to, p, r, now) {
 			// The slot it waits for may have come with the new rules.
-			l.waiting = false
 			woken = append(woken, l)
 		}
-		g.waiting = slices.DeleteFunc(g.waiting, func(w *Lane) bool { return w == l })
+	}
+	for g := range locked {
 		g.mu.Unlock()
 	}
 	e.mu.Unlock()
 	wake(woken)
+}
+
+// move puts a lane under rules, in the group they lead it to, and reports
+// whether it was waiting and has to be woken. REQUIRES: e.mu and the mutexes of
+// both groups. Groups are locked together only under e.mu, so their order does
+// not matter.
+func (l *Lane) move(to *group, p *Provider, r *Rules, now int64) (waited bool) {
+	g := l.g.Load()
+	l.resection(r)
+	waited, l.waiting = l.waiting, false
+	if waited {
+		g.waiting = slices.DeleteFunc(g.waiting, func(w *Lane) bool { return w == l })
+	}
+	if to == g {
+		l.p, l.rules = p, r
+		l.eff = r.effective(p, "", l.key.source)
+		return waited
+	}
+	l.sn.busy -= l.n.busy
+	g.all.busy -= l.n.busy
+	g.lanes--
+	to.now = max(to.now, now, g.now)
+	l.join(to, p, r)
+	return waited
 }
 
 // resection sorts the domains seen by whether the new rules have a section for

@@ -389,3 +389,37 @@ func TestWarmupTellsHowManyRecipientsAreLeft(t *testing.T) {
 		t.Errorf("another: %v max %d", g.OK, g.Max)
 	}
 }
+
+func TestDailyBurstIsNotGrantedAgainAfterARestart(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"rate", "source_rate", "provider_rate", "tenant_rate", "campaign_rate", "sender_domain_rate"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			r := mustLoad(t, "[provider.p]\nmx_suffix = [\".p.example\"]\n"+key+" = [\"48/d burst 20\", \"1000/s burst 100\"]\n")
+			e := New(r, Options{Now: func() time.Time { return epoch }})
+			target := Target{Source: "ip1", Site: "s", Hosts: []string{"mx.p.example"}}
+			send := func(now time.Time) int {
+				l := e.Lane(target)
+				for n := 0; ; n++ {
+					g := l.Send(now, Mail{Tenant: "t", Campaign: "c", SenderDomain: "s.example"})
+					if !g.OK {
+						return n
+					}
+					g.Release()
+				}
+			}
+			if n := send(epoch); n != 20 {
+				t.Fatalf("burst of %d, want 20", n)
+			}
+			e = restart(t, e, r, epoch.Add(time.Minute), Options{})
+			e = restart(t, e, r, epoch.Add(time.Minute), Options{}) // nobody came back in between
+			if n := send(epoch.Add(2 * time.Minute)); n != 0 {
+				t.Errorf("%d sent right after the restart, want 0", n)
+			}
+			// 48 a day are one in half an hour.
+			if n := send(epoch.Add(92 * time.Minute)); n != 3 {
+				t.Errorf("%d sent an hour and a half later, want 3", n)
+			}
+		})
+	}
+}

@@ -21,6 +21,7 @@ type Snapshot struct {
 	Warmups     []WarmupState `json:"warmups,omitempty"`
 	Picks       []PickState   `json:"picks,omitempty"`
 	Brakes      []BrakeState  `json:"brakes,omitempty"`
+	Rates       []RateState   `json:"rates,omitempty"`
 }
 
 // HoldState is one hold as operators see it and as it is kept.
@@ -125,6 +126,7 @@ func (e *Engine) Snapshot(now time.Time) *Snapshot {
 	slices.SortFunc(s.Warmups, func(a, b WarmupState) int {
 		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.Site, b.Site), cmp.Compare(a.Source, b.Source))
 	})
+	s.Rates = e.rateStates(now)
 	s.Picks = e.pick.snapshot()
 	s.Brakes = e.brake.snapshot(e)
 	return s
@@ -148,15 +150,13 @@ func (e *Engine) Restore(s *Snapshot) error {
 		if w.Source == "" || w.Day < 0 || w.Day > maxWarmupDays || w.Sent < 0 {
 			continue
 		}
-		src := e.srcs[w.Source]
-		if src == nil {
-			src = &source{name: w.Source}
-			e.srcs[w.Source] = src
-		}
 		g := e.groupNamed(w.Provider, w.Site)
 		g.mu.Lock()
-		g.source(src).warm = &warmState{day: w.Day, date: w.Date, sent: w.Sent, tried: w.Tried, deferred: w.Deferred}
+		g.source(e.sourceNamed(w.Source)).warm = &warmState{day: w.Day, date: w.Date, sent: w.Sent, tried: w.Tried, deferred: w.Deferred}
 		g.mu.Unlock()
+	}
+	for i := range s.Rates {
+		e.restoreRate(&s.Rates[i])
 	}
 	e.mu.Unlock()
 	for _, sus := range s.Suspensions {
@@ -194,6 +194,9 @@ func (e *Engine) restoreHold(s *HoldState) {
 		began: e.ns(s.Began), max: s.Max, cap: s.Connections, repeats: s.Repeats,
 		base: int64(s.Base), longest: int64(s.Longest), step: int64(s.Step),
 		interval: int64(s.Interval), ceiling: int64(s.Ceiling),
+	}
+	if s.State != StateHeld && s.State != StateDisabled {
+		h.cap = max(h.cap, 1) // with none allowed, none could ever succeed
 	}
 	h.enter(s.State, e.ns(s.Since))
 	if !s.Until.IsZero() {

@@ -29,6 +29,11 @@ func (e *Engine) Sweep(now time.Time) []*message.Event {
 		}
 		g.mu.Unlock()
 	}
+	for key, used := range e.restored {
+		if used[levelLane].idle(at) && used[levelLaneConnects].idle(at) && used[levelLaneRecipients].idle(at) {
+			delete(e.restored, key)
+		}
+	}
 	for key, g := range e.groups {
 		g.mu.Lock()
 		events = append(events, e.forgetHolds(g, at)...)
