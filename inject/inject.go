@@ -87,10 +87,10 @@ func setDefault[T int | time.Duration](v *T, d T) {
 type Tenant struct {
 	// Pool is used when a message asks for none.
 	Pool string
-	// Pools are the pools and sources the tenant may ask for; nil allows any.
+	// Pools are the pools and sources the tenant may ask for; empty allows any.
 	Pools []string
 	// SenderDomains are the domains, with everything below them, that may
-	// stand in From and, unless it is null, in the envelope sender; nil allows
+	// stand in From and, unless it is null, in the envelope sender; empty allows
 	// any.
 	SenderDomains []string
 	// MaxAge replaces Config.MaxAge when it is not zero.

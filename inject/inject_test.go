@@ -450,6 +450,7 @@ func TestTenantLimitsHold(t *testing.T) {
 	tenants := map[string]Tenant{
 		"acme":   {SenderDomains: []string{"example.com"}, Pools: []string{"a"}, MaxAge: time.Hour},
 		"asleep": {Suspended: true},
+		"free":   {SenderDomains: []string{}, Pools: []string{}},
 	}
 	i, q := newDoor(t, Config{}, Deps{Tenant: func(n string) (Tenant, bool, error) {
 		if n == "broken" {
@@ -467,6 +468,7 @@ func TestTenantLimitsHold(t *testing.T) {
 		{"a foreign From", "acme", "x@notexample.com", "y@example.com", "", CodeForbidden, 550},
 		{"a foreign sender", "acme", "x@example.com", "y@example.org", "", CodeForbidden, 550},
 		{"a foreign pool", "acme", "x@example.com", "", "b", CodeForbidden, 550},
+		{"empty lists", "free", "x@example.org", "y@example.net", "b", "", 0},
 		{"unknown", "nobody", "x@example.com", "", "", CodeUnknownTenant, 550},
 		{"suspended", "asleep", "x@example.com", "", "", CodeForbidden, 451},
 		{"store broken", "broken", "x@example.com", "", "", CodeUnavailable, 451},

@@ -165,14 +165,14 @@ func (i *Injector) admit(d *draft) *Error {
 	}
 	if d.env.Pool == "" {
 		d.env.Pool = d.tenant.Pool
-	} else if d.tenant.Pools != nil && d.env.Pool != d.tenant.Pool && !slices.Contains(d.tenant.Pools, d.env.Pool) {
+	} else if len(d.tenant.Pools) > 0 && d.env.Pool != d.tenant.Pool && !slices.Contains(d.tenant.Pools, d.env.Pool) {
 		return forbid("pool", "the tenant may not use this pool")
 	}
 	return nil
 }
 
 func allowedDomain(allowed []string, domain string) bool {
-	if allowed == nil {
+	if len(allowed) == 0 {
 		return true
 	}
 	for _, a := range allowed {
