@@ -7,6 +7,7 @@ package configs
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/mta"
@@ -294,11 +295,11 @@ func (s *ByteSize) UnmarshalText(b []byte) error {
 			break
 		}
 	}
-	var v int64
-	if n, err := fmt.Sscanf(text+"\n", "%d\n", &v); err != nil || n != 1 || v < 0 || v > (1<<62)/factor {
+	v, err := strconv.ParseUint(text, 10, 62)
+	if err != nil || v > uint64((1<<62)/factor) {
 		return fmt.Errorf("%q is not a size such as 64MiB or 10kB", b)
 	}
-	*s = ByteSize(v * factor)
+	*s = ByteSize(int64(v) * factor)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -82,12 +83,17 @@ func decode(name string, data []byte) (*Config, Problems) {
 		if errors.As(err, &pe) {
 			return nil, Problems{{File: fmt.Sprintf("%s:%d", name, pe.Position.Line), Key: pe.LastKey, Text: pe.Message + pe.Usage}}
 		}
-		return nil, Problems{{File: name, Text: err.Error()}}
+		return nil, Problems{mistyped(name, err)}
 	}
 	var problems Problems
 	known := knownKeys(reflect.TypeFor[Config](), "")
+	unknown := ""
 	for _, key := range md.Undecoded() {
 		k := key.String()
+		if unknown != "" && strings.HasPrefix(k, unknown) {
+			continue // what an unknown table holds is unknown as well
+		}
+		unknown = k + "."
 		text := "unknown key"
 		if near := nearest(k, known); near != "" {
 			text += "; did you mean " + near + "?"
@@ -95,7 +101,9 @@ func decode(name string, data []byte) (*Config, Problems) {
 		problems = append(problems, Problem{File: name, Key: k, Text: text})
 	}
 	for i := range cfg.SMTP {
-		fill(&cfg.SMTP[i], DefaultSMTP())
+		def := DefaultSMTP()
+		def.MaxMessageSize = min(def.MaxMessageSize, cfg.Inject.MaxMessageSize)
+		fill(&cfg.SMTP[i], def)
 	}
 	for i := range cfg.Pool {
 		for j := range cfg.Pool[i].Sources {
@@ -110,6 +118,22 @@ func decode(name string, data []byte) (*Config, Problems) {
 		}
 	}
 	return &cfg, problems
+}
+
+// typeError is how the TOML package words a value of the wrong type.
+var typeError = regexp.MustCompile(`^toml: (?:line ([0-9]+) )?\(last key "([^"]*)"\): (.*)$`)
+
+// mistyped is the problem of a value that has the wrong type; the TOML package
+// stops at the first of them.
+func mistyped(file string, err error) Problem {
+	m := typeError.FindStringSubmatch(err.Error())
+	if m == nil {
+		return Problem{File: file, Text: err.Error()}
+	}
+	if m[1] != "" {
+		file += ":" + m[1]
+	}
+	return Problem{File: file, Key: m[2], Text: m[3]}
 }
 
 // fill sets the zero fields of an array entry to their defaults: TOML gives
@@ -239,7 +263,11 @@ func (c *Config) validate() (errs []error) {
 	}
 	if _, problems := c.ShapingRules(); len(problems) > 0 {
 		for _, p := range problems {
-			errs = append(errs, keyed{"shaping.files", errors.New(p.String())})
+			text := p.String()
+			if p.Line == 0 {
+				text = p.Message // the file itself
+			}
+			errs = append(errs, keyed{"shaping.files", errors.New(text)})
 		}
 	}
 	return errs
