@@ -452,6 +452,10 @@ func nearest(k string, known []string) string {
 	best, bestAt := "", len(k)/2+1
 	sort.Strings(known)
 	for _, c := range known {
+		// At least so many letters differ; a key of a megabyte costs nothing.
+		if max(len(k), len(c))-min(len(k), len(c)) >= bestAt {
+			continue
+		}
 		if d := distance(k, c); d < bestAt {
 			best, bestAt = c, d
 		}
