@@ -340,7 +340,7 @@ func (a *App) settings(cfg *configs.Config) (mta.Settings, error) {
 		set.Tenants[t.Name] = mta.Tenant{Weight: t.Weight, Pool: t.Pool, DSN: t.DSN}
 	}
 	if len(cfg.DKIM) > 0 {
-		ring, err := dkim.New(SigningConfig(cfg), dkim.Deps{Now: a.opt.Now, Log: a.log})
+		ring, err := dkim.New(SigningConfig(cfg), dkim.Deps{Now: a.opt.Now, Log: a.log, Metrics: a.registry})
 		if err != nil {
 			return set, err
 		}

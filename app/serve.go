@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tradewind-mta/tradewind/api"
@@ -136,6 +137,9 @@ func (a *App) HTTPAddr(name string) net.Addr {
 	}
 	return nil
 }
+
+// Metrics is the registry that the admin listener serves at /metrics.
+func (a *App) Metrics() *prometheus.Registry { return a.registry }
 
 // ErrStorage is what Run returns after a storage failure: the process must end,
 // and a restart recovers.
