@@ -94,3 +94,42 @@ func TestOperationsPageKnowsTheCommands(t *testing.T) {
 		}
 	}
 }
+
+// The first commands of the README are for what the quickstart serves.
+func TestReadmeSendsToWhereTheQuickstartListens(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("configs/quickstart.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := pages(t)["README.md"]
+	found := regexp.MustCompile(`127\.0\.0\.1(?::| --port )([0-9]+)`).FindAllStringSubmatch(readme, -1)
+	if len(found) < 3 {
+		t.Fatalf("the README names only the addresses %v", found)
+	}
+	for _, m := range found {
+		if !strings.Contains(string(text), `"127.0.0.1:`+m[1]+`"`) {
+			t.Errorf("the README sends to port %s, where the quickstart does not listen", m[1])
+		}
+	}
+}
+
+// Whoever reads a store by hand reads the page first.
+func TestArchitecturePageListsEveryKeySpace(t *testing.T) {
+	t.Parallel()
+	src, err := os.ReadFile("store/keys.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(pages(t)["docs/ARCHITECTURE.md"], "\n## On disk\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	spaces := regexp.MustCompile(`(?m)^\tkey([A-Z][A-Za-z]+) += (?:'(.)'|(0x[0-9a-f]+))`).FindAllStringSubmatch(string(src), -1)
+	if len(spaces) < 15 {
+		t.Fatalf("found only %v", spaces)
+	}
+	for _, m := range spaces {
+		if !strings.Contains(text, "`"+m[2]+m[3]+"`") {
+			t.Errorf("docs/ARCHITECTURE.md says nothing of key space %s, %s%s", m[1], m[2], m[3])
+		}
+	}
+}
