@@ -299,7 +299,7 @@ func Lock(dir string, fs vfs.FS) (io.Closer, error) {
 	if fs == nil {
 		fs = vfs.Default
 	}
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir, fs); err != nil {
 		return nil, fmt.Errorf("store: create data directory: %w", err)
 	}
 	c, err := fs.Lock(filepath.Join(dir, "LOCK"))
@@ -307,6 +307,37 @@ func Lock(dir string, fs vfs.FS) (io.Closer, error) {
 		return nil, fmt.Errorf("store: %s is in use by another tradewind: %w", dir, err)
 	}
 	return c, nil
+}
+
+// makeDir creates dir and whatever is missing above it, durably: a directory is
+// there after a power cut only if the one it lies in was synced, and without it
+// nothing committed inside is.
+func makeDir(dir string, fs vfs.FS) error {
+	var missing []string
+	for d := dir; ; {
+		if _, err := fs.Stat(d); err == nil {
+			break
+		}
+		missing = append(missing, d)
+		parent := fs.PathDir(d)
+		if parent == d {
+			break
+		}
+		d = parent
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, d := range missing {
+		parent, err := fs.OpenDir(fs.PathDir(d))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Free is the free space of the file system the database lies on, in bytes. An

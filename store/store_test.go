@@ -201,3 +201,36 @@ func BenchmarkCommitGroup(b *testing.B) {
 		}
 	})
 }
+
+func TestNewDataDirectorySurvivesPowerLoss(t *testing.T) {
+	t.Parallel()
+	fs := vfs.NewCrashableMem()
+	lock, err := Lock("var/lib/data", fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := Open("var/lib/data", Ledger, Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := db.NewBatch(0)
+	b.Set([]byte("k"), []byte("x"))
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	after := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := errors.Join(db.Close(), lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err = Open("var/lib/data", Ledger, Options{FS: after})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := db.Get([]byte("k")); err != nil || string(v) != "x" {
+		t.Errorf("got %q, %v after a power cut at the first start, want what was committed", v, err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
