@@ -261,6 +261,12 @@ func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.G
 		if conn != nil {
 			return conn, nil, nil
 		}
+		if grant != nil && tried > 0 && s.pause(grant) {
+			conn, grant, r = s.dial(l, cand, len(s.hops) == 0)
+			if conn != nil {
+				return conn, nil, nil
+			}
+		}
 		if grant != nil {
 			if tried == 0 {
 				return nil, grant, nil
@@ -275,6 +281,28 @@ func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.G
 		reply = local(message.StageConnect, 451, message.Enhanced{4, 4, 1}, "no host could be tried")
 	}
 	return nil, nil, reply
+}
+
+// maxPause is how long a search for a host that answers waits for its next
+// permit. Giving up earlier would put the message off by a whole retry interval
+// because of a pace that is counted in fractions of a second.
+const maxPause = 5 * time.Second
+
+// pause waits until a refused permit may be had. It reports false when that is
+// unknown, too far off, or the engine stops.
+func (s *site) pause(g *throttle.Grant) bool {
+	d := g.At.Sub(s.m.deps.Now())
+	if g.At.IsZero() || d > maxPause {
+		return false
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.m.soft.Done():
+		return false
+	}
 }
 
 // candidates lists the addresses of the site in the order to try.
