@@ -154,7 +154,8 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		t.q.Release(t.items) // we cut it off ourselves: no attempt of theirs
 		return nil, true
 	}
-	t.load.dsn = c.Caps().DSN
+	countAttempts(result.Outcomes)
+	t.first, t.load.dsn = sent == 0, c.Caps().DSN
 	if m.settle(s, l, t, result.Outcomes) && next != nil {
 		next.Quit(m.hard)
 		next = nil
@@ -163,6 +164,22 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		s.succeeded(l)
 	}
 	return next, true
+}
+
+// countAttempts marks the outcomes that are attempts although the server said
+// nothing about the message: what cannot be sent to it at all, and everything
+// when nobody was reached. Only recipients left over from a transaction that
+// others were part of are given back; more would try for ever, without an event
+// and at the pace of connections.
+func countAttempts(list []message.Outcome) {
+	any := false
+	for i := range list {
+		any = any || list[i].Attempted
+	}
+	for i := range list {
+		o := &list[i]
+		o.Attempted = o.Attempted || !any || o.Result == message.Failed
+	}
 }
 
 func allDeferred(list []message.Outcome) bool {

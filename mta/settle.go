@@ -121,9 +121,11 @@ func (m *MTA) judge(l *lane, t *txn, it *queue.Item, o *message.Outcome, now tim
 		case throttle.ActRetryAt:
 			v.soon = a.Until.Add(time.Duration(m.deps.Rand() * float64(a.Spread)))
 		case throttle.ActReconnect:
-			v.again, drop = true, true
+			// To the first message on a connection another one would be told
+			// the same.
+			v.again, drop = !t.first, true
 		case throttle.ActSplit:
-			v.again = true
+			v.again = len(t.items) > 1 // one alone cannot be split
 			l.site.split(it.Recipient.Address.Domain())
 		case throttle.ActClose:
 			drop = true

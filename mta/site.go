@@ -59,7 +59,8 @@ type txn struct {
 	q     *queue.Queue
 	items []*queue.Item
 	load  loaded
-	tries int // connections it was tried on without being looked at
+	tries int  // connections it was tried on without being looked at
+	first bool // it was the first message of its last connection
 }
 
 // site returns the site of this key, made on first use.
