@@ -25,7 +25,7 @@
 //	cancel ID [code=200]
 //	suppress ADDRESS
 //	advance 6m
-//	sink NAME ip=192.0.2.1 [without=8BITMIME,…] [tls=good|broken]
+//	sink NAME ip=192.0.2.1 [without=8BITMIME,…] [tls=good|broken|early]
 //	sink NAME reply STAGE "451 …" [to=ADDRESS] [times=N]   (or "drop", "hold")
 //	sink NAME clear | release | down | up | silent
 //	dns fail NAME MODE [TYPE…] | dns ok NAME | dns set NAME "MX 10 …"… | dns remove NAME

@@ -27,7 +27,7 @@ import (
 type receiver struct {
 	name    string
 	without []string // extensions not offered
-	tls     string   // "", "good", "broken"
+	tls     string   // "", "good", "broken", "early"
 
 	mu       sync.Mutex // protects everything below
 	state    string     // "", "down", "silent"
@@ -282,10 +282,15 @@ func (s *receiving) data(m *mail) error {
 }
 
 func (s *receiving) startTLS() error {
-	if err := s.say(s.answer("starttls", "", "220 2.0.0 go ahead")); err != nil {
+	text := s.answer("starttls", "", "220 2.0.0 go ahead")
+	if err := s.say(text); err != nil || !strings.HasPrefix(text, "220") {
 		return err
 	}
-	if s.tls == "broken" {
+	switch s.tls {
+	case "broken":
+		s.in.ReadByte() // the client begins the handshake
+		fallthrough
+	case "early":
 		s.nc.Write([]byte("this is not TLS at all, whatever was said before\r\n"))
 		return errOver
 	}
