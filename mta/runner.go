@@ -407,9 +407,16 @@ func (s *site) avoid(host string) {
 func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *throttle.Grant, *message.Reply) {
 	m := s.m
 	set := m.set.Load()
+	var failed *message.Reply // of the first try
 	for retried := false; ; retried = true {
 		grant := l.permit.Connect(m.deps.Now(), cand.addr.Addr())
-		if !grant.OK {
+		if !grant.OK && retried && s.pause(&grant) {
+			grant = l.permit.Connect(m.deps.Now(), cand.addr.Addr())
+		}
+		switch {
+		case !grant.OK && retried:
+			return nil, nil, failed
+		case !grant.OK:
 			return nil, &grant, nil
 		}
 		m.open.Add(1)
@@ -441,6 +448,7 @@ func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *thr
 		m.metrics.connections.WithLabelValues(l.permit.Provider(), "failed").Inc()
 		m.apply(l, l.permit.Observe(m.deps.Now(), &throttle.Observation{Stage: reply.Stage, Reply: reply}))
 		if reply.Stage == message.StageSTARTTLS && s.key.tls == outbound.Opportunistic && !retried {
+			failed = reply
 			continue // in clear, as Fallback remembers
 		}
 		return nil, nil, reply
