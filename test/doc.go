@@ -44,7 +44,9 @@
 //	expect mail NAME N from= to= tls=true|false params=TEXT
 //	                                then, indented, "has TEXT" and "lacks TEXT"
 //	expect order NAME RECIPIENT…    in which order mail came in
+//	expect before NAME RECIPIENT OTHER N   N messages to OTHER came after the last to RECIPIENT
 //	expect queue N
+//	expect reply CODE|none                 to the first injection in the background
 //	expect status ID state= attempt= next= reply=
 //	expect log "TEXT" | expect nolog "TEXT"
 //

@@ -24,6 +24,8 @@ func (s *story) expect(c *command) error {
 		return s.expectMail(c)
 	case "order":
 		return s.expectOrder(c)
+	case "before":
+		return s.expectBefore(c)
 	case "queue":
 		return s.expectQueue(c)
 	case "status":
@@ -223,6 +225,30 @@ func (s *story) expectOrder(c *command) error {
 	}
 	if diff := cmp.Diff(c.words[3:], got); diff != "" {
 		return fmt.Errorf("order (-want +got):\n%s", diff)
+	}
+	return nil
+}
+
+// expectBefore checks that, behind the last message to one recipient, at least n
+// to another one were still to come.
+func (s *story) expectBefore(c *command) error {
+	r := s.sinks[c.word(2)]
+	n, err := strconv.Atoi(c.word(5))
+	if err != nil || r == nil {
+		return fmt.Errorf("expect before SINK RECIPIENT OTHER NUMBER")
+	}
+	behind := -1
+	for _, m := range r.received() {
+		switch {
+		case !m.accepted():
+		case slices.Contains(m.to, c.word(3)):
+			behind = 0
+		case slices.Contains(m.to, c.word(4)) && behind >= 0:
+			behind++
+		}
+	}
+	if behind < n {
+		return fmt.Errorf("only %d came after it", behind)
 	}
 	return nil
 }

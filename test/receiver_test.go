@@ -51,6 +51,7 @@ type rule struct {
 type mail struct {
 	at         time.Duration // since the beginning of the story
 	conn       int
+	open       bool // MAIL was taken
 	helo       string
 	tls        bool
 	from       string
@@ -201,7 +202,9 @@ func (s *receiving) serve() {
 		case "MAIL":
 			m = &mail{conn: s.number, helo: s.helo, tls: s.secure}
 			m.from, m.mailParams = path(rest)
-			err = s.say(s.answer("mail", "", "250 2.1.0 ok"))
+			text := s.answer("mail", "", "250 2.1.0 ok")
+			m.open = strings.HasPrefix(text, "250")
+			err = s.say(text)
 		case "RCPT":
 			err = s.rcpt(m, rest)
 		case "DATA":
@@ -243,6 +246,9 @@ func path(s string) (addr, params string) {
 
 func (s *receiving) rcpt(m *mail, rest string) error {
 	to, params := path(rest)
+	if !m.open {
+		return s.say("503 5.5.1 MAIL first")
+	}
 	text := s.answer("rcpt", to, "250 2.1.5 ok")
 	if strings.HasPrefix(text, "250") {
 		m.to = append(m.to, to)

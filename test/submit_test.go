@@ -42,8 +42,9 @@ func (s *story) inject(c *command) error {
 		}
 		defer conn.Close()
 		cl := &client{rw: bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))}
-		cl.say("", 220)
-		cl.say("EHLO client.example", 250)
+		if !cl.say("", 220) || !cl.say("EHLO client.example", 250) {
+			return cl.last
+		}
 		for range count {
 			reply = cl.send(from, to, mailParams, rcptParams, text)
 		}
