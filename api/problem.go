@@ -92,6 +92,12 @@ func asProblem(err error) *Problem {
 func fromInject(e *inject.Error) *Problem {
 	fe := []FieldError{{fieldName(e.Field), e.Code, e.Message}}
 	switch {
+	case e.Code == inject.CodeForbidden && e.Temporary():
+		// A tenant that is suspended today may send again tomorrow: a client
+		// that hears 403 throws its mail away.
+		p := unavailable(e.Code, e)
+		p.Detail, p.Errors = e.Message, fe
+		return p
 	case e.Code == inject.CodeForbidden, e.Code == inject.CodeUnknownTenant:
 		return &Problem{Status: http.StatusForbidden, Code: e.Code, Detail: e.Message, Errors: fe, cause: errors.Unwrap(e)}
 	case e.Code == inject.CodeTooLarge:
