@@ -15,12 +15,15 @@ import (
 // must not be mailed: expired, or suppressed since the message was accepted. It
 // reports false when nobody is left; t is settled then.
 func (m *MTA) prepare(t *txn) bool {
-	msg, body, err := m.queue.Load(t.items)
-	if err != nil {
-		m.unreadable(t, err)
-		return false
+	if t.load.msg == nil { // or it waited for a permit, and may be signed
+		msg, body, err := m.queue.Load(t.items)
+		if err != nil {
+			m.unreadable(t, err)
+			return false
+		}
+		t.load = loaded{msg: msg, body: body}
 	}
-	t.load = loaded{msg: msg, body: body}
+	msg := t.load.msg
 	now := m.deps.Now()
 	keep := t.items[:0]
 	var done []queue.Settlement

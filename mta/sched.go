@@ -164,6 +164,16 @@ func (s *sched) charge(name string, n int) {
 	}
 }
 
+// refund gives a tenant back what it was charged for recipients that could not
+// be sent to, because a permit was refused. Without it whoever happens to be
+// chosen while permits are short pays for nothing, and as choices and permits
+// fall into step that is always the same tenant.
+func (s *sched) refund(name string, n int) {
+	if t := s.tenants[name]; t != nil {
+		t.deficit = min(t.deficit+n, quantum*max(1, s.weight(name)))
+	}
+}
+
 // pop takes the tenant's next entry: urgent ones first, campaigns in turn.
 func (t *tenant) pop() *entry {
 	for i := range t.ready {
@@ -212,6 +222,14 @@ type fifo[T any] struct {
 func (f *fifo[T]) len() int { return f.n }
 
 func (f *fifo[T]) front() T { return f.buf[f.head] }
+
+// at is the i-th from the front.
+func (f *fifo[T]) at(i int) T { return f.buf[(f.head+i)%len(f.buf)] }
+
+func (f *fifo[T]) swap(i, j int) {
+	i, j = (f.head+i)%len(f.buf), (f.head+j)%len(f.buf)
+	f.buf[i], f.buf[j] = f.buf[j], f.buf[i]
+}
 
 func (f *fifo[T]) push(v T) {
 	if f.n == len(f.buf) {

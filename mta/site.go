@@ -25,6 +25,7 @@ type site struct {
 
 	mu      sync.Mutex // protects everything below
 	sched   sched
+	chosen  uint64 // transactions the schedule has chosen so far
 	entries map[*queue.Queue]*entry
 	lanes   []*lane
 	down    map[string]time.Time // hosts to pass over until then
@@ -59,8 +60,9 @@ type txn struct {
 	q     *queue.Queue
 	items []*queue.Item
 	load  loaded
-	tries int  // connections it was tried on without being looked at
-	first bool // it was the first message of its last connection
+	order uint64 // when the site chose it
+	tries int    // connections it was tried on without being looked at
+	first bool   // it was the first message of its last connection
 }
 
 // site returns the site of this key, made on first use.
@@ -253,7 +255,8 @@ func (s *site) fill(now time.Time) {
 			continue
 		}
 		l := s.pick(now)
-		l.buf.push(&txn{q: e.q, items: items})
+		s.chosen++
+		l.buf.push(&txn{q: e.q, items: items, order: s.chosen})
 	}
 }
 
@@ -368,20 +371,59 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant) {
 	s.m.metrics.held.WithLabelValues(l.permit.Provider(), g.Limit.String()).Inc()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.q.Release(t.items)
 	why := g.Limit.String()
-	switch g.Limit {
-	case throttle.LimitDomain, throttle.LimitTenant, throttle.LimitCampaign, throttle.LimitSenderDomain, throttle.LimitSuspended:
+	if entryLimit(g.Limit) {
+		s.giveBack(t)
 		s.holdEntry(t, g.At, why)
 		return
 	}
-	s.keep(t)
 	if g.At.IsZero() {
 		l.capped = true // Notify lifts it
+		s.giveBack(t)
+		s.keep(t)
 		return
 	}
 	l.until, l.why = later(l.until, g.At), why
+	if g.At.Sub(s.m.deps.Now()) <= inHand {
+		l.putBack(t)
+	} else {
+		s.giveBack(t)
+		s.keep(t)
+	}
 	s.wakeBy(l.until)
+}
+
+// inHand is how long a lane keeps a transaction whose permit was refused. It has
+// been chosen in fair order and may be signed already; choosing again at the
+// pace of permits would let chance, or a rhythm that happens to fit, decide who
+// is served. What has to wait longer goes back, so that it can be cancelled and
+// overtaken.
+const inHand = time.Second
+
+// putBack returns a transaction to its place in the lane's buffer. REQUIRES:
+// site.mu.
+func (l *lane) putBack(t *txn) {
+	l.buf.push(t)
+	for i := l.buf.len() - 1; i > 0 && l.buf.at(i).order < l.buf.at(i-1).order; i-- {
+		l.buf.swap(i, i-1)
+	}
+}
+
+// giveBack returns the recipients of a transaction to their queue, and what its
+// tenant was charged for them. REQUIRES: s.mu.
+func (s *site) giveBack(t *txn) {
+	t.q.Release(t.items)
+	key := t.q.Key()
+	s.sched.refund(key.Tenant, len(t.items))
+}
+
+// entryLimit reports limits that concern one queue and not the lane.
+func entryLimit(l throttle.Limit) bool {
+	switch l {
+	case throttle.LimitDomain, throttle.LimitTenant, throttle.LimitCampaign, throttle.LimitSenderDomain, throttle.LimitSuspended:
+		return true
+	}
+	return false
 }
 
 // keep makes sure that the queue of a released transaction is on the schedule.
@@ -423,7 +465,7 @@ func (s *site) connectFailed(l *lane, reply string) {
 	l.allowed = slowStart
 	for l.buf.len() > 0 {
 		t := l.buf.pop()
-		t.q.Release(t.items)
+		s.giveBack(t)
 		s.keep(t)
 	}
 	s.wakeBy(l.until)
