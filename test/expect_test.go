@@ -147,6 +147,8 @@ func (s *story) field(e *happened, key string) string {
 		return e.Egress.Pool
 	case "source":
 		return e.Egress.Source
+	case "metadata":
+		return strings.ReplaceAll(string(e.Metadata), `"`, "") // quotes group words here
 	case "origin":
 		return e.Origin
 	case "detail":

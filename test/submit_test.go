@@ -222,6 +222,7 @@ type happened struct {
 	Tenant      string
 	Campaign    string
 	Class       string
+	Metadata    json.RawMessage
 	Category    string
 	Suppressing bool
 	Origin      string
