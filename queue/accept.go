@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -201,10 +202,7 @@ func (m *Manager) addItems(b *store.Batch, s *message.Submission, live int) {
 
 // event starts an event about one recipient of msg.
 func (m *Manager) event(msg *message.Message, r *message.Recipient, typ message.EventType, seq uint32) *message.Event {
-	metadata := msg.Metadata
-	if len(r.Metadata) > 0 {
-		metadata = r.Metadata
-	}
+	metadata := mergeMetadata(msg.Metadata, r.Metadata)
 	sender := msg.From.String()
 	return &message.Event{
 		Type:         typ,
@@ -220,6 +218,26 @@ func (m *Manager) event(msg *message.Message, r *message.Recipient, typ message.
 		Tags:         msg.Tags,
 		Metadata:     metadata,
 	}
+}
+
+// mergeMetadata lays a recipient's metadata over the message's. Both are empty or
+// one JSON object, as the door has checked.
+func mergeMetadata(msg, rcpt json.RawMessage) json.RawMessage {
+	switch {
+	case len(rcpt) == 0:
+		return msg
+	case len(msg) == 0:
+		return rcpt
+	}
+	var all map[string]json.RawMessage
+	if json.Unmarshal(msg, &all) != nil || json.Unmarshal(rcpt, &all) != nil {
+		return rcpt
+	}
+	merged, err := json.Marshal(all)
+	if err != nil {
+		return rcpt
+	}
+	return merged
 }
 
 // Event starts an event about a leased item that is loaded. Settle fills in its
