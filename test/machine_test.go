@@ -104,10 +104,16 @@ func tcpAddr(s string) net.Addr {
 	return a
 }
 
+// foreignAddress is one that no machine of a story has.
+const foreignAddress = "198.51.100.66"
+
 // dial is how the engine connects to mail hosts.
 func (m *machine) dial(ctx context.Context, src *mta.Source, _, addr string, _ bool) (net.Conn, error) {
 	if m.dead.Load() {
 		return nil, errCut
+	}
+	if src.Address == foreignAddress {
+		return nil, errors.New("cannot assign requested address")
 	}
 	c, err := m.world.connect(ctx, addr)
 	if err != nil {
