@@ -94,6 +94,19 @@ func TestGzipIsUnderstood(t *testing.T) {
 	w.post(gzipped(with(nil)), "Content-Encoding", "gzip").into(202, &accepted{})
 }
 
+func TestCompressedBodyIsHeldToTheLimitOfWhatItHolds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{MaxBody: 4000}, inject.Deps{})
+	small := gzipped(with(map[string]any{"text": strings.Repeat("x", 100_000)}))
+	if len(small) > 2000 {
+		t.Fatalf("compressed to %d octets only", len(small))
+	}
+	w.post(small, "Content-Encoding", "gzip").problem(413, "too_large")
+	if len(w.queue.subs) > 0 {
+		t.Errorf("%d messages were stored", len(w.queue.subs))
+	}
+}
+
 // zeros is a body that never was in memory.
 type zeros struct{ left int }
 
