@@ -256,7 +256,7 @@ func (a *App) suppressionKey() ([]byte, error) {
 		key := make([]byte, suppression.MinKey)
 		rand.Read(key)
 		text = append(base64.StdEncoding.AppendEncode(nil, key), '\n')
-		if err := os.WriteFile(path, text, 0o600); err != nil {
+		if err := writeDurably(path, text); err != nil {
 			return nil, fmt.Errorf("app: suppression key: %w", err)
 		}
 		return key, nil
@@ -269,6 +269,28 @@ func (a *App) suppressionKey() ([]byte, error) {
 		return nil, fmt.Errorf("app: %s does not hold %d bytes in base64", path, suppression.MinKey)
 	}
 	return key, nil
+}
+
+// writeDurably writes a file that is there whole or not at all, and survives a
+// power cut once this has returned: without its key the suppression list knows
+// nobody any more.
+func writeDurably(path string, text []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // publish puts events into the journal on their own, durably.
