@@ -12,7 +12,7 @@
 // The archive may hold
 //
 //	zone         DNS records, beside the sender's own, which are always there
-//	config.toml  tables to add to the configuration
+//	config.toml  tables to add to the configuration; KEYFILE in it names the DKIM key
 //
 // and any other file that commands name. ${id} stands for the message that was
 // injected with as=id, ${+2h} for the time two hours from now.
@@ -40,7 +40,8 @@
 // sink says "hold", nothing is answered until release.
 //
 //	expect events RECIPIENT         then, indented, every event with the fields that matter
-//	expect sink NAME messages=1 …   connections, refused, recipients
+//	expect sink NAME messages=1 …   connections, open, refused, recipients,
+//	                                largest (recipients of one message)
 //	expect mail NAME N from= to= tls=true|false params=TEXT
 //	                                then, indented, "has TEXT" and "lacks TEXT"
 //	expect order NAME RECIPIENT…    in which order mail came in

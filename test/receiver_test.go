@@ -329,11 +329,12 @@ var certificate = sync.OnceValue(func() tls.Certificate {
 func (r *receiver) counts() map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := map[string]int{"connections": r.conns, "messages": 0, "refused": 0, "recipients": 0, "open": len(r.open)}
+	n := map[string]int{"connections": r.conns, "messages": 0, "refused": 0, "recipients": 0, "largest": 0, "open": len(r.open)}
 	for _, m := range r.mails {
 		if m.accepted() {
 			n["messages"]++
 			n["recipients"] += len(m.to)
+			n["largest"] = max(n["largest"], len(m.to))
 		} else {
 			n["refused"]++
 		}

@@ -51,7 +51,8 @@ type world struct {
 	reloader func(*configs.Config) ([]string, error)
 }
 
-// senders are the domains that stories send from. They have a DKIM key.
+// senders are the domains that stories send from. They have a DKIM key;
+// late.example has one in the DNS only, and KEYFILE in a configuration names it.
 var senders = []string{"sender.example", "other.example", "mta.example"}
 
 const (
@@ -80,7 +81,7 @@ func newWorld(t *testing.T, zone, config string) *world {
 		t.Fatal(err)
 	}
 	record := fmt.Sprintf(`TXT "v=DKIM1; k=ed25519; p=%s"`, base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)))
-	for _, d := range senders {
+	for _, d := range append(senders[:len(senders):len(senders)], "late.example") {
 		w.zone.Set("s1._domainkey."+d+".", record)
 	}
 	w.machine = newMachine(w, vfs.NewCrashableMem())
@@ -104,7 +105,7 @@ func (w *world) configuration(story string) string {
 	for _, d := range senders {
 		fmt.Fprintf(&b, "[[dkim]]\ndomain = %q\nselector = \"s1\"\nkey_file = %q\n", d, w.keyFile)
 	}
-	b.WriteString(tables)
+	b.WriteString(strings.ReplaceAll(tables, "KEYFILE", w.keyFile))
 	return b.String()
 }
 
