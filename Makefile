@@ -1,0 +1,49 @@
+# `make` lists what there is. Only `check`, `interop` and `fuzz` need more than
+# Go: scripts/install-deps installs it on Debian.
+
+GO         ?= go
+# libcrypto signs three times faster than crypto/rsa. Without a C compiler, or
+# without libcrypto on the machine it runs on, the same binary uses Go's.
+BUILDFLAGS ?= -tags openssl
+TESTFLAGS  ?=
+FUZZTIME   ?= 1m
+CYCLES     ?= 200
+SOAK       ?= 30m
+
+.PHONY: help build run demo test check bench soak crash fuzz interop deps
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+build: ## build bin/tradewind
+	@$(GO) build $(BUILDFLAGS) -o bin/tradewind ./cmd/tradewind
+
+run: build ## serve on loopback with a sink as the Internet, and say what to try
+	@exec bin/tradewind serve -c configs/quickstart.toml --with-sink 127.0.0.1:2599 --hints
+
+demo: build ## a few thousand messages, live, then a table; leaves nothing behind
+	@bin/tradewind demo
+
+test: ## the tests; needs Go and nothing else
+	@$(GO) test $(TESTFLAGS) ./...
+
+check: ## what CI runs: formatting, vet, staticcheck, race, fuzz, crash, interop
+	@.ci/run --no-install
+
+bench: ## every benchmark, with allocations
+	@$(GO) test -run '^$$' -bench . -benchmem ./...
+
+soak: ## SOAK=30m of load on the real binary, watching for leaks and losses
+	@$(GO) test -tags soak -count 1 -timeout 0 -v -run '^TestSoak' ./interop -args -soak $(SOAK)
+
+crash: ## CYCLES=200 of load and kill -9 on the real binary
+	@$(GO) test -count 1 -timeout 0 -v -run '^TestKill' ./test/crash -args -cycles $(CYCLES)
+
+fuzz: ## every fuzz target for FUZZTIME=1m
+	@.ci/fuzz $(FUZZTIME)
+
+interop: ## Tradewind against swaks, Postfix, unbound and two DKIM verifiers
+	@$(GO) test -tags interop -count 1 $(TESTFLAGS) ./interop ./dkim
+
+deps: ## install the Debian packages that check, fuzz and interop need
+	@scripts/install-deps
