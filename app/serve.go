@@ -201,6 +201,12 @@ func (a *App) Run(ctx context.Context) error {
 			return nil
 		})
 	}
+	for i, s := range a.smtp {
+		a.log.Info("listening", "door", "smtp", "role", a.cfg.SMTP[i].Role, "addr", s.listener.Addr().String())
+	}
+	for _, h := range a.http {
+		a.log.Info("listening", "door", h.name, "addr", h.listener.Addr().String())
+	}
 	a.log.Info("ready", "hostname", a.cfg.Hostname)
 	var cause error
 	select {
