@@ -123,6 +123,9 @@ func loadKey(c KeyConfig, allowReadable bool, open func(string) (fs.File, error)
 		defer clear(text)
 	}
 	private, err := parsePrivate(text)
+	if err != nil && c.KeyFile != "" {
+		return nil, fmt.Errorf("key file %s: %w", c.KeyFile, err)
+	}
 	if err != nil {
 		return nil, err
 	}
