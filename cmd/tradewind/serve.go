@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -154,6 +155,14 @@ func check(_ context.Context, c *call) error {
 		return problems(c.stderr, err)
 	}
 	var found configs.Problems
+	for i, l := range cfg.SMTP {
+		if l.TLSCert == "" {
+			continue
+		}
+		if _, err := tls.LoadX509KeyPair(l.TLSCert, l.TLSKey); err != nil {
+			found = append(found, configs.Problem{File: *file, Key: fmt.Sprintf("smtp[%d].tls_cert", i), Text: fmt.Sprintf("%s and %s: %v", l.TLSCert, l.TLSKey, err)})
+		}
+	}
 	if len(cfg.DKIM) > 0 {
 		if _, err := dkim.New(app.SigningConfig(cfg), dkim.Deps{}); err != nil {
 			for _, line := range strings.Split(err.Error(), "\n") {
