@@ -104,6 +104,7 @@ servers = ["`+unbound(t, zone)+`"]
 allow_networks = ["127.0.0.0/8"]
 [delivery]
 port = `+port+`
+retry_connection = "1s"
 `)
 	type verdict struct {
 		domain, typ string

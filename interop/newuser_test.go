@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/tradewind-mta/tradewind/mta/loadgen"
 )
@@ -163,12 +164,15 @@ func TestReloadKeepsWhatWorksUntilTheFileIsRight(t *testing.T) {
 // after the next start, once.
 func TestDrainLosesNothing(t *testing.T) {
 	t.Parallel()
-	const n = 3000
-	sink := receive(t, "127.0.0.1:0", loadgen.SinkConfig{Latency: 2e6}) // 2 ms
-	e := start(t, toSink(sink.addr))
+	const n = 500
+	sink := receive(t, "127.0.0.1:0", loadgen.SinkConfig{Latency: 20 * time.Millisecond})
+	e := start(t, toSink(sink.addr)+"[delivery]\nlane_connections = 4\n")
 	mustRun(t, binary, "inject", "--target", e.smtp[0], "--messages", strconv.Itoa(n), "--connections", "8", "--size", "1000")
 	e.drained(t)
 	first := len(sink.messages())
+	if first == 0 || first == n {
+		t.Errorf("%d of %d were delivered before the drain: nothing was under way", first, n)
+	}
 	e.run(t)
 	sink.wait(t, n)
 	e.settled(t, n)
@@ -186,8 +190,5 @@ func TestDrainLosesNothing(t *testing.T) {
 		t.Errorf("%d of %d arrived", len(seen), n)
 	}
 	t.Logf("%d of %d were delivered before the drain", first, n)
-	out := mustRun(t, binary, "queue", "verify", "-c", e.config)
-	if !strings.Contains(out, "{") {
-		t.Errorf("queue verify: %s", out)
-	}
+	mustRun(t, binary, "queue", "verify", "-c", e.config)
 }
