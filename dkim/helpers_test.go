@@ -2,7 +2,6 @@ package dkim
 
 import (
 	"bytes"
-	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -39,15 +38,6 @@ type testKey struct {
 
 func pemRSA(k *rsa.PrivateKey) Secret {
 	return pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(k)})
-}
-
-func pemEd25519(t testing.TB, k ed25519.PrivateKey) Secret {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 // dualConfig signs for example.com with both kinds of key.
