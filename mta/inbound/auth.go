@@ -230,7 +230,7 @@ func (l *loginServer) Next(response []byte) (challenge []byte, done bool, err er
 	}
 	b := append([]byte{0}, l.user...)
 	b = append(append(b, 0), response...)
-	challenge, done, err = l.plain.Next(b)
+	_, done, err = l.plain.Next(b)
 	if err == nil && !done {
 		return nil, false, errAuthFailed
 	}

@@ -69,7 +69,6 @@ var (
 	errAuthTemporary = smtpError(454, smtp.EnhancedCode{4, 7, 0}, "Temporary authentication failure")
 	errAuthCanceled  = smtpError(501, smtp.EnhancedCode{5, 7, 0}, "Authentication canceled")
 	errAuthSyntax    = smtpError(501, smtp.EnhancedCode{5, 5, 2}, "Bad base64")
-	errTLSBusy       = smtpError(454, smtp.EnhancedCode{4, 7, 0}, "TLS not available")
 )
 
 const (

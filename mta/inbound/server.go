@@ -152,6 +152,7 @@ func (s *Server) Serve(l net.Listener) error {
 		if err != nil {
 			// Out of file descriptors and the like pass; a closed listener
 			// does not.
+			//lint:ignore SA1019 nothing else tells them apart on every listener; net/http asks the same
 			if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Temporary() {
 				return err
 			}
