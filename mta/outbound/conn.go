@@ -53,7 +53,6 @@ type Conn struct {
 	r, w int      // buf.read[r:w] has been received and not used
 	caps Caps
 	tls  string
-	auth bool
 	// latest is when the present envelope must be answered; zero means no such
 	// limit is running.
 	latest time.Time
