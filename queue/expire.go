@@ -220,7 +220,12 @@ func (m *Manager) claim(b *store.Batch, place []byte) (*Item, error) {
 	// The queue is brought into memory for the time being, so that nobody can
 	// lease the item between here and the commit.
 	q := m.ensure(&key, math.MaxInt)
-	if !q.take(seq) {
+	taken := q.take(seq)
+	for taken == takeGone {
+		q = m.ensure(&key, math.MaxInt)
+		taken = q.take(seq)
+	}
+	if taken == takeLeased {
 		return nil, nil
 	}
 	b.OnVisible(func() {

@@ -36,7 +36,8 @@ type Queue struct {
 // Key names the queue.
 func (q *Queue) Key() store.QueueKey { return q.key }
 
-// refillChunk is how many items one read of the disk fetches at the most.
+// refillChunk is how many items one read of the disk fetches at the most; it
+// never fetches more than a window.
 const refillChunk = 256
 
 // offer takes an item whose commit has just become visible and durable into
@@ -172,6 +173,9 @@ func (m *Manager) refill(q *Queue) error {
 		if horizon == 0 {
 			return nil
 		}
+		if horizon == again {
+			continue
+		}
 		// Items were left on disk whose places the horizon has not reached:
 		// it moves within the time of a commit.
 		if err := m.db.Sequence().Wait(m.ctx, horizon); err != nil {
@@ -180,8 +184,12 @@ func (m *Manager) refill(q *Queue) error {
 	}
 }
 
+// again is what refillOnce returns instead of a horizon when nothing it read
+// can be used and more follows.
+const again = ^uint64(0)
+
 // refillOnce returns the horizon to wait behind when items are known to lie
-// past it, else 0 after giving q.refilling back.
+// past it, again, or else 0 after giving q.refilling back.
 func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
 	q.mu.Lock()
 	after := q.cursor
@@ -189,13 +197,15 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
 	horizon := m.db.Sequence().Horizon()
 
 	var items []*Item
-	last, exhausted := after, true
+	last, exhausted, read := after, true, 0
+	limit := min(refillChunk, m.windowSize())
 	if horizon > after {
 		err = m.db.Each(store.ReadySpan(&q.key, after, horizon), func(k, v []byte) (bool, error) {
-			if len(items) == refillChunk {
+			if read == limit {
 				exhausted = false
 				return false, nil
 			}
+			read++
 			_, seq, err := store.ParseReadyKey(k)
 			if err != nil {
 				return false, err
@@ -234,23 +244,39 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
 	q.cursor = max(q.cursor, last)
 	q.complete = exhausted && q.left <= q.cursor
 	woke = was == 0 && len(q.window) > 0
-	if !q.complete && exhausted && len(q.window) == 0 {
+	switch {
+	case q.complete || len(q.window) > 0:
+	case exhausted:
 		return woke, horizon, nil
+	default:
+		return woke, again, nil
 	}
 	q.refilling = false
 	return woke, 0, nil
 }
 
+// takeResult is what take came to.
+type takeResult uint8
+
+const (
+	takeDone   takeResult = iota // claimed; taken must follow
+	takeLeased                   // somebody has leased the item
+	takeGone                     // the queue has left memory: ask for it again
+)
+
 // take claims the unleased item at place seq for somebody who is about to
-// delete it from disk. It reports false when the item is leased. After true,
-// taken must follow when the deletion is visible or given up.
-func (q *Queue) take(seq uint64) bool {
+// delete it from disk. After takeDone, taken must follow when the deletion is
+// visible or given up.
+func (q *Queue) take(seq uint64) takeResult {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.gone {
+		return takeGone
+	}
 	if seq <= q.cursor {
 		i := slices.IndexFunc(q.window, func(it *Item) bool { return it.seq == seq })
 		if i < 0 {
-			return false
+			return takeLeased
 		}
 		q.m.items.Add(-1)
 		q.m.dropBody(q.window[i])
@@ -260,7 +286,7 @@ func (q *Queue) take(seq uint64) bool {
 		q.removing = make(map[uint64]bool)
 	}
 	q.removing[seq] = false
-	return true
+	return takeDone
 }
 
 // taken ends what take began. It reports whether the caller is to refill the
