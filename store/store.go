@@ -81,6 +81,7 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
+	opt.FS = orderedFS{opt.FS}
 	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal}
 	p, err := pebble.Open(db.dir, db.options(&opt))
 	if err != nil {
