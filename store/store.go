@@ -65,6 +65,7 @@ type DB struct {
 	log  *slog.Logger
 
 	onFatal func(error)
+	opened  atomic.Bool
 	dead    atomic.Pointer[error]
 	dieOnce sync.Once
 }
@@ -81,13 +82,14 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	opt.FS = orderedFS{opt.FS}
 	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal}
+	opt.FS = guardedFS{opt.FS, db}
 	p, err := pebble.Open(db.dir, db.options(&opt))
 	if err != nil {
 		return nil, fmt.Errorf("store: open %s: %w", kind, err)
 	}
 	db.p = p
+	db.opened.Store(true)
 	if err := db.prepare(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -121,6 +123,13 @@ func (db *DB) options(opt *Options) *pebble.Options {
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
+	// Pebble would try a flush that fails again for ever, while commits wait.
+	// What is corrupt stays so after a restart: there nothing is gained.
+	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
+		if !pebble.IsCorruptionError(err) {
+			db.die(fmt.Errorf("background: %w", err))
+		}
+	}}
 	o.Experimental.CompactionScheduler = opt.Scheduler
 	if db.kind == Spool {
 		// Bodies lie in blob files: compactions of the keys need not rewrite
@@ -262,6 +271,7 @@ func (db *DB) Close() error {
 	if err := db.p.LogData(nil, pebble.Sync); err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
 	}
+	db.opened.Store(false) // from here on errors are returned
 	if err := db.p.Close(); err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
 	}
