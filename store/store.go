@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -68,6 +69,7 @@ type DB struct {
 	opened  atomic.Bool
 	dead    atomic.Pointer[error]
 	dieOnce sync.Once
+	died    chan struct{} // closed when dead is set
 }
 
 // ErrFormat reports a store written by another release in a layout this one
@@ -82,9 +84,9 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{})}
 	opt.FS = guardedFS{opt.FS, db}
-	p, err := pebble.Open(db.dir, db.options(&opt))
+	p, err := db.openPebble(&opt)
 	if err != nil {
 		return nil, fmt.Errorf("store: open %s: %w", kind, err)
 	}
@@ -94,6 +96,37 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 		return nil, errors.Join(err, p.Close())
 	}
 	return db, nil
+}
+
+// openPebble returns also when Pebble meets what it calls fatal on its way, and
+// never comes back: see Fatalf. That goroutine is left behind; the process is
+// to end.
+func (db *DB) openPebble(opt *Options) (*pebble.DB, error) {
+	type result struct {
+		p   *pebble.DB
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// Pebble panics with the error when it cannot sync its directory.
+		defer func() {
+			if p := recover(); p != nil {
+				err, ok := p.(error)
+				if _, bug := p.(runtime.Error); bug || !ok {
+					panic(p)
+				}
+				done <- result{nil, err}
+			}
+		}()
+		p, err := pebble.Open(db.dir, db.options(opt))
+		done <- result{p, err}
+	}()
+	select {
+	case r := <-done:
+		return r.p, r.err
+	case <-db.died:
+		return nil, db.Err()
+	}
 }
 
 func (db *DB) options(opt *Options) *pebble.Options {
@@ -254,6 +287,7 @@ func (db *DB) die(cause error) error {
 	db.dieOnce.Do(func() {
 		err := fmt.Errorf("%w: %s: %w", ErrDead, db.kind, cause)
 		db.dead.Store(&err)
+		close(db.died)
 		db.log.Error("storage failed", "err", cause)
 		if db.onFatal != nil {
 			go db.onFatal(err)

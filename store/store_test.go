@@ -102,6 +102,20 @@ func TestFailedSyncIsNeverAcknowledgedAndKillsTheStore(t *testing.T) {
 	b.Close()
 }
 
+func TestOpenReturnsWhenTheDiskFailsUnderIt(t *testing.T) {
+	t.Parallel()
+	injected := errors.New("injected EIO")
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSync {
+			return injected
+		}
+		return nil
+	}))
+	if _, err := Open("data", Spool, Options{FS: fs}); !errors.Is(err, injected) {
+		t.Errorf("got %v, want the injected error: Pebble blocks for ever where it meets it", err)
+	}
+}
+
 func TestHorizonNeverPassesAnOpenReservation(t *testing.T) {
 	t.Parallel()
 	db := open(t, vfs.NewMem(), nil)
