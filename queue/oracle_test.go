@@ -84,15 +84,6 @@ func newOracle(now time.Time) *oracle {
 	return &oracle{now: now, lines: map[store.QueueKey][]*oracleRecipient{}, facts: map[eventKey]eventFact{}}
 }
 
-func (o *oracle) find(id message.ID) *oracleMessage {
-	for _, m := range o.messages {
-		if m.id == id {
-			return m
-		}
-	}
-	return nil
-}
-
 // record notes an event that the journal must hold from now on.
 func (o *oracle) record(r *oracleRecipient, typ message.EventType, terminal bool) {
 	r.events++

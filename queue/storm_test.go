@@ -88,12 +88,6 @@ func (s *storm) fail(format string, args ...any) {
 	}
 }
 
-func (s *storm) failure() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.first
-}
-
 // live is one session.
 type live struct {
 	s  *storm
