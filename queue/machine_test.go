@@ -48,8 +48,9 @@ type step struct {
 // bubble it stands in for the loops of Run and keeps the clock itself, which
 // makes a step cheap; in a bubble Run does its work in virtual time.
 type machine struct {
-	cfg    Config
-	bubble func() // synctest.Wait, or nil
+	cfg Config
+	// bubble lets time pass and waits for what comes of it; nil outside a bubble.
+	bubble func(time.Duration)
 	fs     *vfs.MemFS
 	db     *store.DB
 	m      *Manager
@@ -119,7 +120,7 @@ func (w *machine) open() error {
 // settle waits until everything set off by a step is over.
 func (w *machine) settle() error {
 	if w.bubble != nil {
-		w.bubble()
+		w.bubble(0)
 		return nil
 	}
 	w.m.wg.Wait()
@@ -384,8 +385,7 @@ func (w *machine) cancel(r *rand.Rand) error {
 
 func (w *machine) advance(d time.Duration) error {
 	if w.bubble != nil {
-		time.Sleep(d)
-		w.bubble()
+		w.bubble(d)
 		w.o.tick(d)
 		return nil
 	}

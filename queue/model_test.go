@@ -76,7 +76,7 @@ func modelConfig(seed uint64) Config {
 
 // runModel takes a fresh queue through the steps and returns what went wrong,
 // and after how many of them.
-func runModel(seed uint64, steps []step, bubble func()) (at int, err error) {
+func runModel(seed uint64, steps []step, bubble func(time.Duration)) (at int, err error) {
 	start := time.Unix(1_800_000_000, 0)
 	if bubble != nil {
 		start = time.Now()
@@ -166,7 +166,11 @@ func TestQueueBehavesAsTheModelWithItsOwnTimers(t *testing.T) {
 	t.Logf("seeds from %d", first)
 	for seed := first; seed < first+6; seed++ {
 		synctest.Test(t, func(t *testing.T) {
-			if n, err := runModel(seed, modelSteps(seed, runLength), synctest.Wait); err != nil {
+			pass := func(d time.Duration) {
+				time.Sleep(d)
+				synctest.Wait()
+			}
+			if n, err := runModel(seed, modelSteps(seed, runLength), pass); err != nil {
 				t.Errorf("seed %d, step %d: %v", seed, n, err)
 			}
 		})
