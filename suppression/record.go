@@ -211,6 +211,10 @@ func (r *row) decode(v []byte) error {
 		}
 		r.LastEvent, v = message.ID(v[:16]), v[16:]
 	}
+	// encode leaves out an event that is not there, so none says it is zero.
+	if flags&hasFirstEvent != 0 && r.FirstEvent.IsZero() || flags&hasLastEvent != 0 && r.LastEvent.IsZero() {
+		return errRow
+	}
 	if len(v) < 1 || len(v) < 1+int(v[0]) {
 		return errRow
 	}
