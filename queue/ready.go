@@ -16,9 +16,6 @@ type Queue struct {
 	m   *Manager
 	key store.QueueKey
 
-	// User belongs to whoever serves the queue; set it in Deps.Ready.
-	User any
-
 	mu        sync.Mutex // protects everything below
 	window    []*Item    // ready and unleased, oldest first
 	cursor    uint64     // items at or before it have been in the window
