@@ -218,7 +218,7 @@ func (a *App) Run(ctx context.Context) error {
 	if a.spool.Err() != nil || a.ledger.Err() != nil {
 		// Whoever waits for an acknowledgement is told to try again, then we go.
 		a.log.Error("stopping because storage failed; a restart recovers", "err", cause)
-		a.stopDoors(graceStorage)
+		a.abandonDoors()
 		if !errors.Is(cause, ErrStorage) {
 			cause = fmt.Errorf("%w: %w", ErrStorage, cause)
 		}
@@ -230,6 +230,25 @@ func (a *App) Run(ctx context.Context) error {
 		stops[i]()
 	}
 	return errors.Join(cause, g.Wait(), a.close())
+}
+
+// abandonDoors is stopDoors for an engine whose storage has failed. A commit that
+// was under way then may never return, and its session with it, so it leaves
+// behind whoever has not heard twice the grace after the failure: to end is what
+// tells their clients.
+func (a *App) abandonDoors() {
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		a.stopDoors(graceStorage)
+	}()
+	limit := time.NewTimer(2 * graceStorage)
+	defer limit.Stop()
+	select {
+	case <-told:
+	case <-limit.C:
+		a.log.Warn("sessions that wait for storage are left behind")
+	}
 }
 
 // stopDoors ends the listeners and lets transactions under way finish.
