@@ -12,6 +12,7 @@ import (
 func (a *App) adminRoutes() []api.AdminRoute {
 	return []api.AdminRoute{
 		{Pattern: "GET /v1/queues", Serve: a.getQueues},
+		{Pattern: "GET /v1/trace", Serve: a.getTrace},
 		{Pattern: "GET /v1/keys", Serve: a.getKeys},
 		{Pattern: "POST /v1/keys", Serve: a.postKey},
 		{Pattern: "DELETE /v1/keys/{name}", Serve: a.deleteKey},

@@ -86,7 +86,8 @@ type App struct {
 	pressure *pressure
 	smtp     []smtpListener
 	http     []httpListener
-	fatal    chan error // the first storage failure
+	fatal    chan error    // the first storage failure
+	closing  chan struct{} // closed when the listeners are to end
 
 	mu      sync.Mutex // protects everything below
 	cleanup []func() error
@@ -105,7 +106,7 @@ func New(cfg *configs.Config, opt Options) (_ *App, err error) {
 	if opt.Listen == nil {
 		opt.Listen = net.Listen
 	}
-	a := &App{cfg: cfg, opt: opt, log: opt.Logger, registry: prometheus.NewRegistry(), fatal: make(chan error, 1)}
+	a := &App{cfg: cfg, opt: opt, log: opt.Logger, registry: prometheus.NewRegistry(), fatal: make(chan error, 1), closing: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())

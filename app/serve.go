@@ -251,8 +251,10 @@ func (a *App) abandonDoors() {
 	}
 }
 
-// stopDoors ends the listeners and lets transactions under way finish.
+// stopDoors ends the listeners and lets transactions under way finish. It is
+// called once.
 func (a *App) stopDoors(grace time.Duration) {
+	close(a.closing)
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	var wg sync.WaitGroup

@@ -109,7 +109,7 @@ type MTA struct {
 	fallback *outbound.Fallback
 	signed   *signatures
 	metrics  *metrics
-	trace    atomic.Pointer[Trace]
+	tracer   tracer
 
 	open atomic.Int64 // connections, idle ones included
 	// soft ends when nothing new is begun any more, hard when transactions under
@@ -124,9 +124,6 @@ type MTA struct {
 	targets map[targetKey]*target
 	sites   map[siteKey]*site
 }
-
-// Trace sees the lines of SMTP dialogues: direction is '>' or '<'.
-type Trace func(source, host string, direction byte, line []byte)
 
 // New returns an MTA. Attach it to its queue before anything is accepted.
 func New(set Settings, deps Deps) (*MTA, error) {
@@ -152,6 +149,7 @@ func New(set Settings, deps Deps) (*MTA, error) {
 		fallback: outbound.NewFallback(10_000, time.Hour, deps.Now),
 		signed:   newSignatures(4096),
 		metrics:  newMetrics(deps.Registerer),
+		tracer:   tracer{now: deps.Now},
 	}
 	m.hard, m.stopHard = context.WithCancel(context.Background())
 	m.soft, m.stopSoft = context.WithCancel(m.hard)
@@ -218,15 +216,6 @@ func (m *MTA) Configure(set Settings) error {
 	clear(m.targets) // routes may lead elsewhere now
 	m.mu.Unlock()
 	return nil
-}
-
-// SetTrace sends dialogues to fn; nil ends it.
-func (m *MTA) SetTrace(fn Trace) {
-	if fn == nil {
-		m.trace.Store(nil)
-		return
-	}
-	m.trace.Store(&fn)
 }
 
 // Run keeps the tables small until ctx ends, then lets transactions under way

@@ -436,9 +436,7 @@ func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *thr
 			opt.EHLO = set.Hostname
 		}
 		opt.TLSConfig = m.deps.TLS
-		if fn := m.trace.Load(); fn != nil {
-			opt.Trace = func(direction byte, line []byte) { (*fn)(l.source.Name, cand.host, direction, line) }
-		}
+		m.tracer.conn(&opt, s.key.site)
 		conn, reply := outbound.Dial(m.hard, opt)
 		if reply == nil {
 			m.metrics.connections.WithLabelValues(l.permit.Provider(), "ok").Inc()

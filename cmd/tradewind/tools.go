@@ -56,29 +56,51 @@ func (cl *client) do(ctx context.Context, method, target string, body, out any) 
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	resp, err := cl.send(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return refusal(resp)
+	}
+	if out == nil {
+		return nil
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, out)
+}
+
+// send sends a request with the key.
+func (cl *client) send(req *http.Request) (*http.Response, error) {
 	if cl.key != "" {
 		req.Header.Set("Authorization", "Bearer "+cl.key)
 	}
 	resp, err := cl.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("is the engine running? %w", err)
+		return nil, fmt.Errorf("is the engine running? %w", err)
 	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	return resp, nil
+}
+
+// refusal says why the engine would not.
+func refusal(resp *http.Response) error {
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode >= 300 {
-		var p api.Problem
-		if json.Unmarshal(data, &p) == nil && p.Title != "" {
-			return fmt.Errorf("%s: %s %s", resp.Status, p.Code, p.Detail)
-		}
+	var p api.Problem
+	if json.Unmarshal(data, &p) != nil || p.Title == "" {
 		return errors.New(resp.Status)
 	}
-	if out == nil {
-		return nil
+	text := fmt.Sprintf("%s: %s %s", resp.Status, p.Code, p.Detail)
+	for _, e := range p.Errors {
+		text += fmt.Sprintf("; %s: %s", e.Field, e.Message)
 	}
-	return json.Unmarshal(data, out)
+	return errors.New(text)
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -272,7 +272,7 @@ func (c *Conn) exchange(stage message.Stage, limit time.Duration, line string) (
 
 // flush writes the commands gathered in buf.write.
 func (c *Conn) flush(stage message.Stage, limit time.Duration) *message.Reply {
-	if c.opts.Trace != nil {
+	if c.traced() {
 		for line := range bytes.Lines(c.buf.write) {
 			c.opts.Trace('>', hideSecrets(bytes.TrimRight(line, "\r\n")))
 		}
@@ -289,6 +289,11 @@ func (c *Conn) flush(stage message.Stage, limit time.Duration) *message.Reply {
 		return c.remote(stage, rp)
 	}
 	return fail
+}
+
+// traced reports whether somebody follows the dialogue now.
+func (c *Conn) traced() bool {
+	return c.opts.Trace != nil && (c.opts.Traced == nil || c.opts.Traced.Load())
 }
 
 func hideSecrets(line []byte) []byte {

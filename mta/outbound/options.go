@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -73,6 +74,8 @@ type Options struct {
 	// line ends, never bodies and never credentials. line is valid during the
 	// call only.
 	Trace func(direction byte, line []byte)
+	// Traced switches Trace off while it is false. Default: always on.
+	Traced *atomic.Bool
 	// Buffers lends its memory to connections in use. Default: the connection
 	// keeps a set of its own.
 	Buffers *Buffers

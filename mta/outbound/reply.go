@@ -114,7 +114,7 @@ func (c *Conn) read(stage message.Stage, limit time.Duration) (reply, *message.R
 			}
 			return reply{}, c.lost(stage, err, "waiting for the reply")
 		}
-		if c.opts.Trace != nil {
+		if c.traced() {
 			c.opts.Trace('<', line)
 		}
 		last, err := p.add(line)
