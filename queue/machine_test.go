@@ -102,15 +102,14 @@ func (w *machine) open() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	if w.bubble != nil {
+		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- w.m.Run(ctx) }()
 		w.stop = func() error { cancel(); return errors.Join(<-done, db.Close()) }
 	} else {
-		w.m.ctx = ctx
-		w.stop = func() error { cancel(); w.m.wg.Wait(); return db.Close() }
-		if err := errors.Join(w.m.dropPending(), w.m.count(ctx), w.m.searchDisk(ctx), w.due()); err != nil {
+		w.stop = func() error { w.m.stop(); w.m.wg.Wait(); return db.Close() }
+		if err := errors.Join(w.m.count(w.m.ctx), w.m.searchDisk(w.m.ctx), w.due()); err != nil {
 			return err
 		}
 	}

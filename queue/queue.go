@@ -166,7 +166,10 @@ type Manager struct {
 	due      chan time.Time
 	refills  chan struct{} // bounds concurrent refills
 	wg       sync.WaitGroup
-	ctx      context.Context // done when Run returns
+	// ctx ends refills; stop ends it. They are there from the start: mail may be
+	// accepted before Run has begun.
+	ctx  context.Context
+	stop context.CancelFunc
 
 	backlog *store.Iter // the locators as New found them, for count
 
@@ -191,9 +194,13 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		due:     make(chan time.Time, 1),
 		refills: make(chan struct{}, 4),
 	}
+	m.ctx, m.stop = context.WithCancel(context.Background())
 	m.cfg.Store(&cfg)
-	// Taken before anything can be accepted: what comes later is counted as it
-	// comes.
+	// Both before anything can be accepted, which may be before Run: what comes
+	// later is counted as it comes, and is not unfinished.
+	if err := m.dropPending(); err != nil {
+		return nil, err
+	}
 	it, err := m.db.NewIter(store.LocatorsSpan())
 	if err != nil {
 		return nil, err
@@ -212,10 +219,7 @@ func (m *Manager) SetConfig(c Config) { m.cfg.Store(&c) }
 // old, until ctx ends. A storage error ends it too.
 func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	m.ctx = ctx
-	if err := m.dropPending(); err != nil {
-		return errors.Join(err, m.backlog.Close())
-	}
+	context.AfterFunc(ctx, m.stop)
 	g.Go(func() error { return m.runPromotion(ctx) })
 	g.Go(func() error { return m.runSearch(ctx) })
 	g.Go(func() error { return m.runSweep(ctx) })

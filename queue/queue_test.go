@@ -40,7 +40,16 @@ type world struct {
 	ready map[*Queue]bool
 }
 
+// newWorld returns a queue that runs.
 func newWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
+	t.Helper()
+	w := newIdleWorld(t, fs, cfg)
+	w.run()
+	return w
+}
+
+// newIdleWorld returns a queue that does not run yet.
+func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
 	t.Helper()
 	w := &world{t: t, fs: fs, ids: &message.IDSource{}, ready: map[*Queue]bool{}}
 	db, err := store.Open("data", store.Spool, store.Options{
@@ -65,21 +74,25 @@ func newWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	return w
+}
+
+// run starts the manager.
+func (w *world) run() {
+	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.m.Run(ctx) }()
 	w.stop = func() {
-		t.Helper()
+		w.t.Helper()
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
+			w.t.Errorf("Run: %v", err)
 		}
-		if err := db.Close(); err != nil {
-			t.Errorf("Close: %v", err)
+		if err := w.db.Close(); err != nil {
+			w.t.Errorf("Close: %v", err)
 		}
 	}
 	synctest.Wait()
-	return w
 }
 
 // submission makes a message for the given addresses.
@@ -328,6 +341,32 @@ func TestManyQueuesTakeTurnsInLittleMemory(t *testing.T) {
 			if got[a] != 1 {
 				t.Errorf("%s was handed out %d times, want once", a, got[a])
 			}
+		}
+		w.verify()
+	})
+}
+
+// TestMailMayComeBeforeRun has doors that open a moment before the queue runs.
+func TestMailMayComeBeforeRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		cfg.Window, cfg.BodyCache = 2, 0
+		w := newIdleWorld(t, vfs.NewCrashableMem(), cfg)
+		large := w.submission("acme", "large@one.example")
+		large.Body = make([]byte, chunkAhead+1)
+		w.accept(large)
+		const n = 10
+		for i := range n {
+			w.accept(w.submission("acme", fmt.Sprintf("r%d@one.example", i)))
+		}
+		w.run()
+		defer w.stop()
+		for i := range n + 1 {
+			it := w.lease()
+			if it == nil {
+				t.Fatalf("%d items came, want %d", i, n+1)
+			}
+			w.settle(it, message.EventDelivered, time.Time{})
 		}
 		w.verify()
 	})
