@@ -184,6 +184,7 @@ func newAPI(cfg Config, deps Deps) (*api, *http.ServeMux, error) {
 		{"DELETE /v1/suppressions", ScopeSuppression, deps.Suppressions != nil, a.deleteSuppressions},
 		{"GET /v1/webhooks", ScopeEvents, deps.Webhooks != nil, a.getWebhooks},
 		{"POST /v1/webhooks", ScopeEvents, deps.Webhooks != nil, a.postWebhooks},
+		{"POST /v1/webhooks/{id}/replay", ScopeEvents, deps.Webhooks != nil, a.replayWebhook},
 		{"DELETE /v1/webhooks/{id}", ScopeEvents, deps.Webhooks != nil, a.deleteWebhook},
 	} {
 		if !r.present {

@@ -191,6 +191,20 @@ func (h hooks) Remove(_ context.Context, tenant, id string) error {
 	return ErrNotFound
 }
 
+// Replay notes that it was asked for, and from where.
+func (h hooks) Replay(_ context.Context, tenant, id string, after *uint64) error {
+	for i, w := range h[tenant] {
+		if w.ID == id {
+			h[tenant][i].Error = "replay"
+			if after != nil {
+				h[tenant][i].LagSeconds = float64(*after)
+			}
+			return nil
+		}
+	}
+	return ErrNotFound
+}
+
 // world is one API with everything behind it in memory.
 type world struct {
 	t       testing.TB

@@ -8,6 +8,19 @@ import (
 	"github.com/tradewind-mta/tradewind/message"
 )
 
+// parseCursor reads a place in the journal: the next of an answer, or the id of
+// an event.
+func parseCursor(s string) (uint64, error) {
+	if id, err := message.ParseID(s); err == nil {
+		return message.EventSeq(id), nil
+	}
+	after, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fieldProblem("after", "invalid", "must be the next of an earlier answer, or the id of an event")
+	}
+	return after, nil
+}
+
 // getEvents pages through the journal. The cursor of an answer is where the
 // next question begins; it moves on even when nothing matched.
 func (a *api) getEvents(w http.ResponseWriter, r *http.Request, p *Principal) error {
@@ -21,10 +34,8 @@ func (a *api) getEvents(w http.ResponseWriter, r *http.Request, p *Principal) er
 	}
 	var after uint64
 	if s := q["after"]; s != "" {
-		if id, err := message.ParseID(s); err == nil {
-			after = message.EventSeq(id)
-		} else if after, err = strconv.ParseUint(s, 10, 64); err != nil {
-			return fieldProblem("after", "invalid", "must be the next of an earlier answer, or the id of an event")
+		if after, err = parseCursor(s); err != nil {
+			return err
 		}
 	}
 	f := EventFilter{Tenant: p.Tenant}

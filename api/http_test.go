@@ -437,6 +437,19 @@ func TestWebhookSecretIsToldOnce(t *testing.T) {
 		w.call("POST", "/v1/webhooks", fmt.Sprintf(`{"url":%q}`, u)).field("url")
 	}
 	w.call("POST", "/v1/webhooks", `{"url":"https://example.com","types":["x"]}`).field("types[0]")
+	for body, want := range map[string]float64{`{}`: 0, `{"after":"7"}`: 7} {
+		w.hooks["acme"][0].Error, w.hooks["acme"][0].LagSeconds = "", 0
+		if res := w.call("POST", "/v1/webhooks/wh0/replay", body); res.Code != 204 {
+			t.Errorf("%d %s", res.Code, res.Body)
+		}
+		if h := w.hooks["acme"][0]; h.Error != "replay" || h.LagSeconds != want {
+			t.Errorf("%s: got %+v, want a replay from %v", body, h, want)
+		}
+	}
+	w.call("POST", "/v1/webhooks/wh0/replay", `{"after":"x"}`).field("after")
+	if res := w.call("POST", "/v1/webhooks/wh0/replay", `{}`, "Authorization", "Bearer rival"); res.Code != 404 {
+		t.Errorf("another tenant: %d %s", res.Code, res.Body)
+	}
 	if res := w.call("DELETE", "/v1/webhooks/wh0", ""); res.Code != 204 {
 		t.Errorf("%d %s", res.Code, res.Body)
 	}

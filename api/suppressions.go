@@ -163,6 +163,12 @@ type Webhook struct {
 	Created time.Time           `json:"created_at,omitzero"`
 	// Secret signs what is posted. It is told once, when the webhook is made.
 	Secret string `json:"secret,omitempty"`
+	// State is running, retrying, parked (its retries are used up), disabled (it
+	// answered 410) or broken.
+	State string `json:"state,omitempty"`
+	// Error is why the last try failed.
+	Error      string  `json:"error,omitempty"`
+	LagSeconds float64 `json:"lag_seconds,omitempty"`
 }
 
 // Webhooks keeps a tenant's endpoints.
@@ -172,6 +178,9 @@ type Webhooks interface {
 	Add(ctx context.Context, tenant string, w Webhook) (Webhook, error)
 	// Remove forgets an endpoint, or returns ErrNotFound.
 	Remove(ctx context.Context, tenant, id string) error
+	// Replay has an endpoint try again at once, and sends it everything behind
+	// after (again) unless that is nil; or it returns ErrNotFound.
+	Replay(ctx context.Context, tenant, id string, after *uint64) error
 }
 
 func (a *api) getWebhooks(w http.ResponseWriter, r *http.Request, p *Principal) error {
@@ -221,6 +230,28 @@ func (a *api) postWebhooks(w http.ResponseWriter, r *http.Request, p *Principal)
 		return err
 	}
 	return writeJSON(w, http.StatusCreated, h)
+}
+
+func (a *api) replayWebhook(w http.ResponseWriter, r *http.Request, p *Principal) error {
+	var body struct {
+		After *string `json:"after"`
+	}
+	if err := a.readJSON(r, &body); err != nil {
+		return err
+	}
+	var after *uint64
+	if body.After != nil {
+		n, err := parseCursor(*body.After)
+		if err != nil {
+			return err
+		}
+		after = &n
+	}
+	if err := a.deps.Webhooks.Replay(r.Context(), p.Tenant, r.PathValue("id"), after); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (a *api) deleteWebhook(w http.ResponseWriter, r *http.Request, p *Principal) error {

@@ -75,9 +75,10 @@ type App struct {
 	ledger   *store.DB
 	journal  *event.Journal
 	sinks    *event.Runner
-	file     *event.JSONLines // nil when there is none
+	files    []eventFile
 	list     *suppression.List
 	keys     *api.KeyStore
+	hooks    *webhooks
 	queue    *queue.Manager
 	throttle *throttle.Engine
 	resolver *mx.Resolver
@@ -202,26 +203,55 @@ func (a *App) openJournal() error {
 			}
 		},
 	})
-	path := a.cfg.Events.File
-	if path == "-" || a.opt.Memory {
+	if a.opt.Memory {
 		return nil
 	}
-	if path == "" {
-		path = filepath.Join(a.cfg.DataDir, "events.jsonl")
-	}
-	compress, err := event.ParseCompression(a.cfg.Events.FileCompress)
+	return a.openEventFiles()
+}
+
+// eventFile is a sink that writes to a file.
+type eventFile interface {
+	event.Sink
+	Reopen()
+	Close() error
+}
+
+// openEventFiles adds the sinks that write files.
+func (a *App) openEventFiles() error {
+	c := &a.cfg.Events
+	compress, err := event.ParseCompression(c.FileCompress)
 	if err != nil {
 		return err
 	}
-	a.file, err = event.NewJSONLines("file", event.FileConfig{
-		Path: path, MaxSize: int64(a.cfg.Events.FileMaxSize), Every: a.cfg.Events.FileEvery,
-		Keep: a.cfg.Events.FileKeep, Compress: compress, Now: a.opt.Now,
-	})
+	add := func(s eventFile, wants func(event.Record) bool) error {
+		a.files = append(a.files, s)
+		a.onClose(s.Close)
+		return a.sinks.Add(s, event.Options{Kind: event.KindFile, FromStart: true, Wants: wants})
+	}
+	file := event.FileConfig{
+		Path: c.File, MaxSize: int64(c.FileMaxSize), Every: c.FileEvery, Keep: c.FileKeep, Compress: compress, Now: a.opt.Now,
+	}
+	if file.Path == "" {
+		file.Path = filepath.Join(a.cfg.DataDir, "events.jsonl")
+	}
+	if file.Path != "-" {
+		s, err := event.NewJSONLines("file", file)
+		if err != nil {
+			return err
+		}
+		if err := add(s, nil); err != nil {
+			return err
+		}
+	}
+	if c.CSVFile == "" {
+		return nil
+	}
+	file.Path = c.CSVFile
+	s, err := event.NewCSV("csv", event.CSVConfig{File: file, Records: c.CSVRecords, Fields: c.CSVFields, Logger: a.log})
 	if err != nil {
 		return err
 	}
-	a.onClose(a.file.Close)
-	return a.sinks.Add(a.file, event.Options{Kind: event.KindFile, FromStart: true})
+	return add(s, s.Wants)
 }
 
 func (a *App) openSuppression() error {
@@ -237,6 +267,9 @@ func (a *App) openSuppression() error {
 		return err
 	}
 	a.keys = api.NewKeyStore(a.ledger, a.opt.Now)
+	if err := a.openWebhooks(key); err != nil {
+		return err
+	}
 	return a.sinks.Add(suppressor{a.list}, event.Options{
 		Wants: func(r event.Record) bool { return r.Type == message.EventBounced },
 	})
@@ -467,8 +500,8 @@ func (a *App) Reload(cfg *configs.Config) (restart []string, err error) {
 	a.throttle.Reload(rules)
 	a.queue.SetConfig(cfg.Queue)
 	a.setTenants(cfg)
-	if a.file != nil {
-		a.file.Reopen()
+	for _, f := range a.files {
+		f.Reopen()
 	}
 	return restartKeys(a.cfg, cfg), nil
 }

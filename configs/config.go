@@ -203,6 +203,19 @@ type Events struct {
 	// Retention is how long the journal keeps events for the pull API and for
 	// sinks that lag.
 	Retention time.Duration `toml:"retention"`
+	// CSVFile gets accounting records as PowerMTA writes them; "" none. It is
+	// rotated as File is.
+	CSVFile string `toml:"csv_file"`
+	// CSVRecords are the record types in it, and CSVFields the columns behind
+	// the type; none means the usual ones.
+	CSVRecords []string `toml:"csv_records"`
+	CSVFields  []string `toml:"csv_fields"`
+	// WebhookHTTP allows webhooks without TLS.
+	WebhookHTTP bool `toml:"webhook_http"`
+	// WebhookNetworks may be posted to although they are not public.
+	WebhookNetworks []netip.Prefix `toml:"webhook_networks"`
+	// WebhooksPerTenant bounds the webhooks of one tenant.
+	WebhooksPerTenant int `toml:"webhooks_per_tenant"`
 }
 
 // Suppression is the [suppression] table.
@@ -256,7 +269,7 @@ func Default() Config {
 		Delivery:    mta.DefaultConfig(),
 		DNS:         DNS{Timeout: 5 * time.Second, Family: "prefer4", CacheEntries: 50_000},
 		Signing:     Signing{Unsigned: "defer", Expiry: 7 * 24 * time.Hour},
-		Events:      Events{FileMaxSize: 256 << 20, FileEvery: 24 * time.Hour, FileKeep: 14, FileCompress: "gzip", Retention: 7 * 24 * time.Hour},
+		Events:      Events{FileMaxSize: 256 << 20, FileEvery: 24 * time.Hour, FileKeep: 14, FileCompress: "gzip", Retention: 7 * 24 * time.Hour, WebhooksPerTenant: 10},
 		Suppression: Suppression{KeepAddresses: true},
 		Log:         Log{Level: "info", Format: "text"},
 	}

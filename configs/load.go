@@ -243,6 +243,12 @@ func (c *Config) validate() (errs []error) {
 	if c.Events.Retention <= 0 {
 		bad("events.retention", "%v is not positive", c.Events.Retention)
 	}
+	if c.Events.CSVFile == "" && len(c.Events.CSVRecords)+len(c.Events.CSVFields) > 0 {
+		bad("events.csv_file", "is missing, but csv_records or csv_fields are set")
+	}
+	if c.Events.WebhooksPerTenant < 0 {
+		bad("events.webhooks_per_tenant", "%d is negative", c.Events.WebhooksPerTenant)
+	}
 	switch c.DNS.Family {
 	case "prefer4", "prefer6", "only4", "only6":
 	default:

@@ -466,5 +466,13 @@ func SuspensionSpan() Span { return prefixSpan(keySuspension) }
 // WebhookKey is where the webhook endpoint id lies.
 func WebhookKey(b []byte, id message.ID) []byte { return append(append(b, keyWebhook), id[:]...) }
 
+// ParseWebhookKey takes a key of WebhookKey apart.
+func ParseWebhookKey(k []byte) (id message.ID, err error) {
+	if len(k) != 1+len(id) || k[0] != keyWebhook {
+		return id, ErrBadKey
+	}
+	return message.ID(k[1:]), nil
+}
+
 // WebhookSpan holds every webhook endpoint.
 func WebhookSpan() Span { return prefixSpan(keyWebhook) }
