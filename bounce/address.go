@@ -135,6 +135,7 @@ func addressIn(value string) string {
 			address = "<" + after
 		}
 	}
+	address = strings.TrimRight(address, ".")
 	// The whole value, when it is one address: odd local parts survive.
 	whole := strings.TrimSuffix(strings.TrimPrefix(address, "<"), ">")
 	if at := strings.LastIndexByte(whole, '@'); at > 0 && at < len(whole)-1 && !strings.ContainsFunc(whole, notInAddress) && len(whole) < 320 {

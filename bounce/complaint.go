@@ -19,6 +19,7 @@ func (p *parser) complaint() bool {
 		// Its part lost its type, or is missing: a complaint all the same.
 		i := max(strings.Index(p.text, "Feedback-Type:"), 0)
 		p.fromFeedback(p.text[i:])
+	case p.fromUntypedFeedback():
 	case p.fromJMRP():
 	case p.fromJSON():
 		return true
@@ -30,6 +31,23 @@ func (p *parser) complaint() bool {
 		return false
 	}
 	return true
+}
+
+// fromUntypedFeedback reads a report whose part lost its type: an attachment
+// that begins with its fields.
+func (p *parser) fromUntypedFeedback() bool {
+	for i := range p.parts {
+		x := &p.parts[i]
+		if x == p.enclosed || x.isText() || x.preamble || x.kind == "text/html" || len(x.raw) > maxTextPart {
+			continue
+		}
+		text := x.text(maxTextPart)
+		if i := indexFold(text, "feedback-type:"); i == 0 || i > 0 && i < 500 && text[i-1] == '\n' {
+			p.fromFeedback(text)
+			return true
+		}
+	}
+	return false
 }
 
 func (p *parser) fromAddress() string {

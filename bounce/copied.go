@@ -2,22 +2,9 @@ package bounce
 
 import "strings"
 
-// copyMarkers introduce the message that came back, in reports that do not use
-// MIME for it. Lower case, found anywhere in a short line.
-var copyMarkers = [...]string{
-	"below this line is a copy", "original message follows", "this is a copy of", "copy of the message", "copy of your message",
-	"unsent message follows", "message headers follow", "message header follows", "returned message", "below is a copy of the original",
-	"header of the original message", "copy of the message header", "message text follows", "original message --", "original message==",
-	"-original message", "- original message", "* original message", "original headers:", "original message headers", "original message header:", "original message follow",
-	"header of original message", "returned text", "original mail header", "returned mail follows", "message contents follow", "message follows ---",
-	"original message text", "original mail as follows", "start of original message", "begin original message", "en-têtes de message d'origine", "ursprüngliche nachrichtenkopfzeilen", "kopfzeilen der ursprünglichen nachricht",
-	"encabezados de mensajes originales", "encabezados del mensaje original", "intestazioni originali del messaggio", "cabeçalhos de mensagens originais", "original meddelande", "oprindelige brevhoveder", "元のメッセージ", "原始邮件头", "原始郵件標頭", "исходные заголовки",
-	"the original message was:", "your original message:", "text of your message", "message sent:", "the message you sent:", "the first few lines of", "--- undelivered message", "undelivered message follows", "--- message header", "----- message header", "rejected message", "--- forwarded message", "copy of the original", "message not delivered follows", "original e-mail", "your message reads", "下面是您的邮件", "原邮件",
-}
-
 // splitCopy separates a report's words from the copy of the message under
 // them: at a line that announces it, or where a block of header fields begins.
-func splitCopy(text string) (report, copied string) {
+func (x *lexicon) splitCopy(text string) (report, copied string) {
 	for pos, n := 0, 0; pos < len(text) && n < 2000; n++ {
 		end := strings.IndexByte(text[pos:], '\n')
 		if end < 0 {
@@ -25,11 +12,14 @@ func splitCopy(text string) (report, copied string) {
 		}
 		line := text[pos : pos+end]
 		next := min(pos+end+1, len(text))
-		if n > 0 && announcesCopy(line) {
+		if n > 0 && x.announcesCopy(line) {
 			rest := strings.TrimLeft(text[next:], "\n \t-=*_|")
 			// Only if something that looks like mail follows soon: the words
 			// alone also stand in sentences.
 			if k := headerBlock(text[next:], 12); k >= 0 {
+				if tellsReply(text[next : next+k]) {
+					pos = next + k // the announcement was of a transcript
+				}
 				return text[:pos], strings.TrimLeft(text[next+k:], "\n")
 			}
 			if len(strings.TrimSpace(line)) > 0 && strings.ContainsAny(line, "-=*|") && n > 1 {
@@ -44,17 +34,11 @@ func splitCopy(text string) (report, copied string) {
 	return text, ""
 }
 
-func announcesCopy(line string) bool {
+func (x *lexicon) announcesCopy(line string) bool {
 	if len(line) > 160 || len(line) < 8 {
 		return false
 	}
-	low := strings.ToLower(line)
-	for _, m := range copyMarkers {
-		if strings.Contains(low, m) {
-			return true
-		}
-	}
-	return false
+	return x.has(x.find(plain(line)), copyMarkers)
 }
 
 // headerBlock returns where, within the first lines of text, a header begins,

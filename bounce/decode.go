@@ -195,8 +195,12 @@ func htmlText(s string) string {
 
 // indexFold finds an ASCII lower-case needle in s, whatever the case of s.
 func indexFold(s, needle string) int {
+	first := needle[:1]
+	if 'a' <= needle[0] && needle[0] <= 'z' {
+		first += string(needle[0] - 'a' + 'A')
+	}
 	for i := 0; i+len(needle) <= len(s); i++ {
-		j := strings.IndexByte(s[i:], needle[0])
+		j := strings.IndexAny(s[i:], first)
 		if j < 0 || i+j+len(needle) > len(s) {
 			return -1
 		}

@@ -146,6 +146,10 @@ func (g *statusGroup) address() (address, original string) {
 		if at := strings.LastIndexByte(final, '@'); at >= 0 && !strings.Contains(final[at:], ".") && original != "" {
 			final = ""
 		}
+		if isWrapped(final) {
+			// The name of a directory entry, dressed up as an address.
+			final = ""
+		}
 	}
 	if final == "" && original == "" {
 		final = addressIn(g.actual)
@@ -157,6 +161,12 @@ func (g *statusGroup) address() (address, original string) {
 		return final, ""
 	}
 	return final, original
+}
+
+// isWrapped reports an X.400 or X.500 name that Exchange made into an address,
+// as in IMCEAEX-_O=CORP_OU=FIRST_CN=RECIPIENTS_CN=ALICE@example.org.
+func isWrapped(address string) bool {
+	return len(address) > 8 && strings.EqualFold(address[:5], "IMCEA") && strings.IndexByte(address[:min(len(address), 14)], '-') > 0
 }
 
 func afterTypeWhole(v string) string {
@@ -223,7 +233,7 @@ func (p *parser) fromStatus(r statusReport, text string) {
 			default:
 				action = ActionFailed
 			}
-			if action == ActionDelayed && !p.saysDelayed(text) {
+			if action == ActionDelayed && !p.saysDelayed() {
 				action = ActionFailed
 			}
 		}

@@ -376,8 +376,8 @@ func (s *fixtureScore) check(t *testing.T, want floor) {
 func TestMailOfManySystems(t *testing.T) {
 	t.Parallel()
 	s := scoreFixtures(t, readFixtures(t, "systems/*.txtar"))
-	s.check(t, floor{files: 292, kind: 282, found: 265, recognised: 142, category: 194})
-	if s.falseSuppressions > 2 {
-		t.Errorf("%d false suppressions", s.falseSuppressions)
+	s.check(t, floor{files: 292, kind: 292, found: 275, recognised: 158, category: 218})
+	if s.falseSuppressions+s.gone > 0 {
+		t.Errorf("%d false suppressions, %d held for gone", s.falseSuppressions, s.gone)
 	}
 }

@@ -43,8 +43,8 @@ var byteTable = func() (table [256]uint32) {
 	return table
 }()
 
-// normalise appends s to dst in the form the rules are matched against: lower
-// case, white space collapsed, and what differs from one mail to the next put
+// normalise appends s to dst in the form the rules are matched against: plain,
+// white space collapsed, and what differs from one mail to the next put
 // aside, so that one cache entry serves all of them: mail addresses become
 // "@", IPv4 addresses, long numbers and long identifiers become "#".
 //
@@ -53,6 +53,12 @@ var byteTable = func() (table [256]uint32) {
 func normalise(dst []byte, s string) []byte {
 	if len(s) > maxText {
 		s = s[:maxText]
+	}
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			s = plain(s)
+			break
+		}
 	}
 	// The result is never longer than s, so it is written by index: append
 	// would check the capacity for every byte.

@@ -17,7 +17,7 @@ type Options struct {
 // never fails: what it cannot read is KindNone. It looks at the first 10 MB, at
 // most 200 parts and 20 levels, and keeps no reference to raw.
 func Parse(raw []byte, o Options) *Report {
-	p := &parser{classifier: o.Classifier, report: &Report{}}
+	p := &parser{classifier: o.Classifier, words: theLexicon(), report: &Report{}}
 	if len(raw) > maxLook {
 		raw, p.report.Truncated = raw[:maxLook], true
 	}
@@ -31,15 +31,19 @@ type parser struct {
 	classifier *Classifier
 	report     *Report
 
-	header  Header
-	subject string // decoded, lower case
-	parts   []part
+	words       *lexicon
+	header      Header
+	subject     string // decoded, in plain form
+	subjectSeen *literalSet
+	fromSeen    *literalSet
+	parts       []part
 
 	status   []*part // message/delivery-status
 	feedback *part
 	receipt  *part  // message/disposition-notification
 	enclosed *part  // the message that came back, or its header
 	text     string // what the report says to people
+	textSeen *literalSet
 	inner    string // the message that came back, header and start of body
 	self     map[string]bool
 	lines    []reportLine
@@ -58,10 +62,13 @@ func (p *parser) read(raw []byte) {
 	var body []byte
 	p.header, body = splitHeader(raw)
 	p.report.Header = p.header
-	p.subject = strings.ToLower(decodeWords(p.header.Get("Subject")))
+	p.subject = plain(decodeWords(p.header.Get("Subject")))
+	p.subjectSeen = p.words.find(p.subject)
+	p.fromSeen = p.words.find(plain(decodeWords(p.header.Get("From"))))
 	p.parts = walk(p.header, body)
 	p.sort()
 	p.findOriginal()
+	p.textSeen = p.words.find(plain(p.text))
 	p.self = p.ourselves()
 }
 
@@ -113,7 +120,7 @@ func (p *parser) findOriginal() {
 	if p.enclosed != nil {
 		p.inner = toUTF8(p.enclosed.bytes(maxTextPart), "")
 	}
-	report, copied := splitCopy(p.text)
+	report, copied := p.words.splitCopy(p.text)
 	if copied != "" {
 		p.text = report
 		if p.inner == "" {
@@ -205,10 +212,10 @@ func (p *parser) enclosesReport() bool {
 // filters forward bounces as attachments. Only where the outside looks like a
 // machine's mail, or every forwarded bounce of a colleague would count.
 func (p *parser) unwrap(depth int) bool {
-	if p.enclosed == nil || !p.fromDaemon() && !failureSubject(p.subject) {
+	if p.enclosed == nil || !p.fromDaemon() && !p.failureSubject() {
 		return false
 	}
-	q := &parser{classifier: p.classifier, report: &Report{}}
+	q := &parser{classifier: p.classifier, words: p.words, report: &Report{}}
 	q.read(p.enclosed.bytes(maxLook))
 	q.run(depth - 1)
 	if q.report.Kind == KindNone {
@@ -225,7 +232,8 @@ func (p *parser) standard() bool {
 	for _, x := range p.status {
 		p.fromStatus(readStatus(x.text(maxReportText*2)), p.text)
 	}
-	if len(p.report.Recipients) == 0 && hasStatusFields(p.text) {
+	// In running text the fields may also be what people discuss or forward.
+	if len(p.report.Recipients) == 0 && hasStatusFields(p.text) && !p.fromList() && (p.fromDaemon() || p.nullSender() || p.isReport() || p.failureSubject() && !p.isAnswer() && !p.fromPerson()) {
 		p.fromStatus(readStatus(p.text), p.text)
 	}
 	for i := 0; i < len(p.parts) && len(p.report.Recipients) == 0; i++ {
@@ -244,6 +252,12 @@ func (p *parser) standard() bool {
 	p.report.Format = "rfc3464"
 	p.conclude()
 	return p.report.Kind != KindNone
+}
+
+// isReport reports whether the mail calls itself a delivery report.
+func (p *parser) isReport() bool {
+	kind, _, _, _ := mediaType(p.header.Get("Content-Type"))
+	return kind == "multipart/report" || strings.HasSuffix(kind, "/delivery-status")
 }
 
 // hasStatusFields reports whether text holds the fields of a delivery status

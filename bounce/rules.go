@@ -234,13 +234,15 @@ func compileRule(spec ruleSpec, n int, table *literalTable) (rule, error) {
 		r.unless = append(r.unless, table.id(s))
 	}
 	for _, s := range spec.Regexp {
-		re, literal, err := compilePattern(s)
+		re, literals, err := compilePattern(s)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		r.regexps = append(r.regexps, re)
-		table.add(literal, n)
+		for _, literal := range literals {
+			table.add(literal, n)
+		}
 	}
 	for _, s := range spec.Code {
 		p, err := parseCodePattern(s)
@@ -279,42 +281,64 @@ func checkLiteral(s string) error {
 	return nil
 }
 
-// compilePattern compiles an RE2 and finds a string that must occur wherever
-// it matches; only then is the expression tried at all.
-func compilePattern(s string) (*regexp.Regexp, string, error) {
+// compilePattern compiles an RE2 and finds strings of which one must occur
+// wherever it matches; only then is the expression tried at all.
+func compilePattern(s string) (*regexp.Regexp, []string, error) {
 	tree, err := syntax.Parse(s, syntax.Perl)
 	if err != nil {
-		return nil, "", fmt.Errorf("regexp %q: %w", s, err)
+		return nil, nil, fmt.Errorf("regexp %q: %w", s, err)
 	}
-	literal := requiredLiteral(tree.Simplify())
-	if len(literal) < 3 {
-		return nil, "", fmt.Errorf("regexp %q contains no string of three bytes or more that it always needs", s)
+	literals := requiredLiterals(tree)
+	if shortest(literals) < 3 {
+		return nil, nil, fmt.Errorf("regexp %q contains no strings of three bytes or more of which it always needs one", s)
 	}
 	re, err := regexp.Compile(s)
-	return re, literal, err
+	return re, literals, err
 }
 
-// requiredLiteral returns the longest string that every match of re contains.
-func requiredLiteral(re *syntax.Regexp) string {
+// requiredLiterals returns strings of which every match of re contains at least
+// one, and chooses them as long as it can; nil when there are none.
+func requiredLiterals(re *syntax.Regexp) []string {
 	switch re.Op {
 	case syntax.OpLiteral:
 		if re.Flags&syntax.FoldCase == 0 {
-			return string(re.Rune)
+			return []string{string(re.Rune)}
 		}
 	case syntax.OpCapture, syntax.OpPlus:
-		return requiredLiteral(re.Sub[0])
+		return requiredLiterals(re.Sub[0])
 	case syntax.OpRepeat:
 		if re.Min > 0 {
-			return requiredLiteral(re.Sub[0])
+			return requiredLiterals(re.Sub[0])
 		}
 	case syntax.OpConcat:
-		best := ""
+		var best []string
 		for _, sub := range re.Sub {
-			if s := requiredLiteral(sub); len(s) > len(best) {
+			if s := requiredLiterals(sub); shortest(s) > shortest(best) {
 				best = s
 			}
 		}
 		return best
+	case syntax.OpAlternate:
+		var all []string
+		for _, sub := range re.Sub {
+			s := requiredLiterals(sub)
+			if s == nil {
+				return nil
+			}
+			all = append(all, s...)
+		}
+		return all
 	}
-	return ""
+	return nil
+}
+
+// shortest returns the length of the shortest string, 0 for none.
+func shortest(list []string) int {
+	n := 0
+	for i, s := range list {
+		if i == 0 || len(s) < n {
+			n = len(s)
+		}
+	}
+	return n
 }

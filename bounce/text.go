@@ -28,6 +28,7 @@ const (
 	rankNone   rank = iota // another party: sender, contact, message id
 	rankWeak               // merely there
 	rankStrong             // named as the one that failed
+	rankLine               // and alone on its line, as reports list them
 )
 
 func (p *parser) split(text string) []reportLine {
@@ -60,15 +61,20 @@ func asciiLower(s string) string {
 	return string(b)
 }
 
-// Words before an address that make it the one, or somebody else.
+// Words before an address that make it the one, or somebody else, and words at
+// the start of a line that is about somebody else.
 var (
-	leadFailed = []string{"rcpt to", "recipient", "deliver", "failed", "addressed to", "unknown", "user", "mailbox", "account", "message to", "mail to", "email to", "invalid", "reject", "could not be", "couldn't be", "wasn't", "address", "no such", "send to", "sent to", "宛", "получател", "empfänger", "destinataire", "an:", "mobile"}
-	leadOther  = []string{"mail from", "from:", "from <", "from ", "sender", "contact", "reply", "message-id", "postmaster", "support", "question", "return-path", "sent by", "on behalf", "help", "generated from", "expanded from", "assistance", "e-mail us", "mailto:", "write to", "original to", "id="}
-	linesOther = []string{"message-id", "from:", "date:", "subject:", "in-reply-to", "references:", "received:", "reply-to", "sender:", "return-path", "x-", ">>> mail from", "sent <<< mail from", "mail from", "for help", "contact ", "please contact", "for further assistance"}
+	leadFailed = []string{"rcpt to", "recipient", "deliver", "failed", "addressed to", "unknown", "user", "mailbox", "account", "message to", "mail to", "email to", "invalid", "reject", "could not be", "couldn't be", "wasn't", "address", "no such", "send to", "sent to", "mobile",
+		"empfanger", "an:", "nachricht an", "destinat", "adresse", "direccion", "endereco", "indirizzo", "geadresseerde", "ontvanger", "adres", "mottagare", "modtager", "mottaker", "vastaanottaja", "odbiorc", "prijemce", "cimzett", "alici", "adresu",
+		"получател", "адресат", "адрес", "кому", "宛", "送信先", "受信者", "届け先", "收件", "수신", "받는", "nguoi nhan", "dia chi", "penerima"}
+	leadOther = []string{"mail from", "from:", "from <", "from ", "sender", "contact", "reply", "message-id", "postmaster", "support", "question", "return-path", "sent by", "on behalf", "help", "generated from", "expanded from", "assistance", "e-mail us", "mailto:", "write to", "original to", "id=", "forward this", "send mail to", "report to", "reports to", "please send", "please forward", "visit",
+		"absender", "expediteur", "remitente", "remetente", "mittente", "afzender", "avsandare", "afsender", "nadawc", "odesilatel", "felado", "gonderen", "отправител", "送信者", "差出人", "发件人", "寄件", "보낸", "kontakt", "contactez", "contacte"}
+	linesOther = []string{"message-id", "from:", "date:", "subject:", "in-reply-to", "references:", "received:", "reply-to", "sender:", "return-path", "x-", ">>> mail from", "sent <<< mail from", "mail from", "for help", "contact ", "please contact", "for further assistance",
+		"von:", "absender", "de :", "expediteur", "remitente", "remetente", "mittente", "van:", "afzender", "fran:", "fra:", "nadawca", "от:", "отправитель", "发件人", "寄件者", "差出人", "送信者", "보낸 사람"}
 )
 
 func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
-	trimmed := strings.TrimLeft(l.low, " \t>|*-#")
+	trimmed := plain(strings.TrimLeft(l.low, " \t>|*-#"))
 	for _, s := range linesOther {
 		if strings.HasPrefix(trimmed, s) {
 			return rankNone
@@ -76,9 +82,13 @@ func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
 	}
 	before := strings.Trim(l.low[:a.start], " \t<>*\"'-:|[(#.,;=`")
 	if before == "" {
+		after := strings.TrimLeft(l.text[a.end:], " \t>\"'")
+		if after == "" || after[0] == ':' || after[0] == '(' || strings.HasPrefix(after, "...") {
+			return rankLine
+		}
 		return rankStrong
 	}
-	near := before[max(0, len(before)-40):]
+	near := plain(before[max(0, len(before)-40):])
 	for _, s := range leadOther {
 		if strings.Contains(near, s) {
 			return rankNone
@@ -98,13 +108,18 @@ func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
 // fromText reads a report without any standard fields: the addresses its text
 // names, and for each the words nearest to it that explain something.
 func (p *parser) fromText() bool {
-	p.lines = p.split(p.text)
+	if p.lines == nil {
+		p.lines = p.split(p.text)
+	}
 	p.report.Format = "text"
 	action := ActionFailed
-	if p.saysDelayed(p.text) {
+	if p.saysDelayed() {
 		action = ActionDelayed
 	}
 	addresses, confidence := p.failedAddresses()
+	if p.allOurs(addresses) && p.header.Get("X-Failed-Recipients") == "" && !p.returnsOurMail() && !tellsReply(p.text) {
+		return false // "your mailbox is full": phishing, or news about our own account
+	}
 	for _, a := range addresses {
 		w := readWords(p.wordsIn(p.lines, a, len(addresses) == 1))
 		r := Recipient{Address: a, Action: action}
@@ -123,10 +138,20 @@ func (p *parser) fromText() bool {
 		if action == ActionDelayed {
 			p.report.Kind = KindDelay
 		}
-		return p.fromDaemon() && failureSubject(p.subject)
+		return p.failureSubject() && (p.fromDaemon() || p.returnsOurMail())
 	}
 	p.conclude()
 	return true
+}
+
+// allOurs reports whether every address is the sender's own.
+func (p *parser) allOurs(addresses []string) bool {
+	for _, a := range addresses {
+		if !p.self[strings.ToLower(a)] {
+			return false
+		}
+	}
+	return len(addresses) > 0
 }
 
 // afterData reports a text that names the command apart from the reply:
@@ -161,15 +186,22 @@ func (p *parser) failedAddresses() ([]string, uint8) {
 	}
 	// First without our own side, then with it: people do write to themselves.
 	for _, own := range []bool{false, true} {
-		for i := range p.lines {
-			for j, a := range p.lines[i].addresses {
-				if p.lines[i].rank[j] == rankStrong && p.self[strings.ToLower(a.text)] == own {
-					add(a.text)
+		for _, least := range [...]rank{rankLine, rankStrong} {
+			for i := range p.lines {
+				for j, a := range p.lines[i].addresses {
+					if p.lines[i].rank[j] >= least && p.self[strings.ToLower(a.text)] == own {
+						add(a.text)
+					}
 				}
 			}
+			if len(list) > 0 {
+				return list, 80
+			}
 		}
-		if len(list) > 0 {
-			return list, 80
+		for _, a := range findAddresses(p.subject) {
+			if p.failureSubject() && p.self[strings.ToLower(a.text)] == own {
+				return []string{a.text}, 60
+			}
 		}
 		if own {
 			break
@@ -250,6 +282,9 @@ func (p *parser) wordsIn(lines []reportLine, address string, only bool) string {
 			}
 		}
 	}
+	if only && score < 10 {
+		consider(p.subject, -7)
+	}
 	return best
 }
 
@@ -320,27 +355,36 @@ func (p *parser) around(lines []reportLine, i int, a foundAddress) []string {
 		pieces = append(pieces, s)
 	}
 	if i > 0 {
-		s, n := "", 0
-		for k := i - 1; k >= 0 && n < 3; k-- {
-			if lines[k].blank {
-				if n > 0 {
-					break
-				}
-				continue
-			}
-			s = lines[k].text + "\n" + s
-			n++
-		}
-		pieces = append(pieces, s)
+		pieces = append(pieces, p.before(lines, i, a.text))
 	}
 	return pieces
+}
+
+// before returns the end of the paragraph above line i, or nothing if that is
+// about somebody else.
+func (p *parser) before(lines []reportLine, i int, address string) string {
+	s := ""
+	for k, n := i-1, 0; k >= 0 && n < 12; k-- {
+		switch {
+		case lines[k].blank && n > 0:
+			return s
+		case lines[k].blank:
+			continue
+		case p.names(&lines[k], address):
+			return ""
+		case n < 3:
+			s = lines[k].text + "\n" + s
+		}
+		n++
+	}
+	return s
 }
 
 // names reports whether l names another failed recipient, which ends what is
 // said about address.
 func (p *parser) names(l *reportLine, address string) bool {
 	for j, a := range l.addresses {
-		if l.rank[j] == rankStrong && !strings.EqualFold(a.text, address) && !p.self[strings.ToLower(a.text)] {
+		if l.rank[j] >= rankStrong && !strings.EqualFold(a.text, address) && !p.self[strings.ToLower(a.text)] {
 			return true
 		}
 	}

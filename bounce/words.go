@@ -34,6 +34,12 @@ func readWords(s string) words {
 			break
 		}
 	}
+	// "554 <user@example.org>... 550 Host unknown": the second is the server's.
+	if i := strings.Index(s, "... "); i > 0 && i+8 < len(s) {
+		if code, n := replyCodeAt(s, i+4); n > 0 && code >= 400 {
+			s, low = s[i+4:], low[i+4:]
+		}
+	}
 	for _, tail := range []string{" (in reply to", " (state ", " (delivery attempts"} {
 		if i := strings.LastIndex(low, tail); i > 0 {
 			s, low = s[:i], low[:i]
