@@ -255,6 +255,9 @@ func (p *parser) fromStatus(r statusReport, text string) {
 			}
 		}
 		w.unproven = w.unproven && status[1]+status[2] == 0
+		if original == "" {
+			original = p.mailedAs(text, address)
+		}
 		p.add(w, Recipient{Address: address, Original: original, Action: action, RemoteMTA: g.remoteMTA}, 90)
 	}
 }

@@ -133,6 +133,30 @@ func (p *parser) findOriginal() {
 	if p.report.MessageID == "" {
 		p.report.MessageID = messageID(fieldIn(p.text, "message-id"))
 	}
+	if p.report.MessageID == "" {
+		p.report.MessageID = p.messageIDElsewhere()
+	}
+}
+
+// messageIDElsewhere looks where reports name the message that they do not
+// return: fields of their second part, and the header that threads them.
+func (p *parser) messageIDElsewhere() string {
+	for _, x := range append(p.status[:len(p.status):len(p.status)], p.receipt) {
+		if x == nil {
+			continue
+		}
+		text := x.text(maxReportText)
+		for _, name := range [...]string{"x-original-message-id", "original-message-id"} {
+			if id := messageID(fieldIn(text, name)); id != "" {
+				return id
+			}
+		}
+	}
+	if id := messageID(p.header.Get("In-Reply-To")); id != "" {
+		return id
+	}
+	references := p.header.Get("References")
+	return messageID(references[max(strings.LastIndexByte(references, '<'), 0):])
 }
 
 func messageID(v string) string {
@@ -316,6 +340,9 @@ func (p *parser) add(w words, r Recipient, confidence uint8) {
 		}
 	}
 	r.Category, r.Rule = v.Category, v.Rule
+	if w.enhanced == (message.Enhanced{}) && v.Rule != "" {
+		r.Status = derivedStatus(w, r.Action, v).String()
+	}
 	if r.Action == ActionFailed {
 		// Words without a code, a status or even the name of who spoke are
 		// somebody's prose; they must not end a subscription.
@@ -337,6 +364,29 @@ func (p *parser) add(w words, r Recipient, confidence uint8) {
 	if len(p.report.Recipients) < maxRecipients {
 		p.report.Recipients = append(p.report.Recipients, r)
 	}
+}
+
+// derivedStatus makes an enhanced code where the report has none, from what the
+// words came to (RFC 3463).
+func derivedStatus(w words, action Action, v Verdict) message.Enhanced {
+	var e message.Enhanced
+	switch {
+	case w.code >= 400:
+		e[0] = uint16(w.code / 100)
+	case action == ActionDelayed:
+		e[0] = 4
+	default:
+		e[0] = 5
+	}
+	detail := map[message.Category][2]uint16{
+		message.BadMailbox: {1, 1}, message.BadDomain: {1, 2}, message.InvalidSender: {1, 8},
+		message.InactiveMailbox: {2, 1}, message.QuotaIssues: {2, 2},
+		message.NoAnswerFromHost: {4, 1}, message.BadConnection: {4, 2}, message.RoutingErrors: {4, 0}, message.MessageExpired: {4, 7},
+		message.ProtocolErrors: {5, 0}, message.ContentRelated: {6, 0},
+		message.PolicyRelated: {7, 1}, message.SpamRelated: {7, 1}, message.VirusRelated: {7, 1}, message.RelayingIssues: {7, 1}, message.Rate: {7, 0},
+	}[v.Category]
+	e[1], e[2] = detail[0], detail[1]
+	return e
 }
 
 // onlyRecipient is the recipient where the report names none: the one address

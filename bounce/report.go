@@ -79,11 +79,14 @@ type Recipient struct {
 	// Address is the mailbox as the reporting server names it, not checked to
 	// be a valid address: it may be malformed, which may be why it failed.
 	Address string
-	// Original is the Original-Recipient, where it differs.
+	// Original is the address that was mailed, where the report says that a
+	// forward or an alias made Address of it. It is what the sender has to act
+	// on, unless a token tells.
 	Original string
 	Action   Action
-	// Status is the enhanced code as text, Code the SMTP code; "" and 0 when
-	// the report gives none.
+	// Status is the enhanced code as text: the server's, else the report's, else
+	// one derived from the category. Code is the SMTP code, 0 when the report
+	// gives none.
 	Status     string
 	Code       int
 	Category   message.Category
@@ -100,6 +103,7 @@ type Recipient struct {
 // the repository rely on the names.
 type jsonRecipient struct {
 	Address    string `json:"address"`
+	Original   string `json:"original,omitempty"`
 	Status     string `json:"status"`
 	Code       int    `json:"code"`
 	Category   string `json:"category"`
@@ -125,7 +129,7 @@ func (r *Report) JSON(file string) []byte {
 	for i := range r.Recipients {
 		x := &r.Recipients[i]
 		out.Recipients = append(out.Recipients, jsonRecipient{
-			x.Address, x.Status, x.Code, x.Category.String(), x.Permanent, x.Diagnostic,
+			x.Address, x.Original, x.Status, x.Code, x.Category.String(), x.Permanent, x.Diagnostic,
 		})
 	}
 	b, err := json.Marshal(out)

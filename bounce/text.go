@@ -122,7 +122,7 @@ func (p *parser) fromText() bool {
 	}
 	for _, a := range addresses {
 		w := readWords(p.wordsIn(p.lines, a, len(addresses) == 1))
-		r := Recipient{Address: a, Action: action}
+		r := Recipient{Address: a, Original: p.mailedAs(p.text, a), Action: action}
 		if w.code >= 500 {
 			r.Action = ActionFailed // a subject that says "deferred" speaks of another
 		}
@@ -230,6 +230,45 @@ func (p *parser) failedAddresses() ([]string, uint8) {
 // part.
 func (p *parser) mentions(a string) bool {
 	return strings.Contains(strings.ToLower(p.text), strings.ToLower(a))
+}
+
+// mailedAs finds the address that was expanded into the one that failed, which is
+// the one that the sender knows: "(expanded from <x>)", "(generated from x)".
+func (p *parser) mailedAs(text, address string) string {
+	low := asciiToLower(text)
+	if !strings.Contains(low, "expanded from") && !strings.Contains(low, "generated from") {
+		return ""
+	}
+	if p.lines == nil {
+		p.lines = p.split(text)
+	}
+	for i := range p.lines {
+		if !hasAddress(&p.lines[i], address) {
+			continue
+		}
+		for k := i; k < len(p.lines) && k < i+4 && !(k > i && p.lines[k].blank); k++ {
+			l := &p.lines[k]
+			for _, lead := range [...]string{"expanded from", "generated from"} {
+				at := strings.Index(l.low, lead)
+				if at < 0 {
+					continue
+				}
+				if all := findAddresses(l.text[at:]); len(all) > 0 && !strings.EqualFold(all[0].text, address) {
+					return all[0].text
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func hasAddress(l *reportLine, address string) bool {
+	for _, a := range l.addresses {
+		if strings.EqualFold(a.text, address) {
+			return true
+		}
+	}
+	return false
 }
 
 // wordsAbout is wordsIn for text that was not split yet.
