@@ -24,8 +24,8 @@ const module = "github.com/tradewind-mta/tradewind"
 func rows() [][]string {
 	return [][]string{
 		{"message"},
-		{"store", "mta/mx", "mta/loadgen", "mta/mx/zonetest"},
-		{"throttle", "dkim", "queue", "event", "suppression", "mta/outbound", "token"},
+		{"store", "mta/mx", "mta/loadgen", "mta/mx/zonetest", "token"},
+		{"throttle", "dkim", "queue", "event", "suppression", "mta/outbound"},
 		{"bounce", "tracking"},
 		{"inject", "mta"},
 		{"mta/inbound", "api"},
