@@ -31,7 +31,7 @@ func DefaultHeaders() []string {
 		"In-Reply-To", "References",
 		"List-Id", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Subscribe",
 		"List-Help", "List-Post", "List-Owner", "List-Archive",
-		"Feedback-ID", "CFBL-Address", "CFBL-Feedback-ID",
+		"Feedback-ID", "CFBL-Address", "CFBL-Feedback-ID", "X-Report-Ref",
 	}
 }
 

@@ -58,6 +58,9 @@ func (h *header) controls(msg []byte, env *Envelope) *Error {
 		}
 		env.Sandbox = env.Sandbox || on == On
 	}
+	if err := env.Verp.fill(h.text(msg, ctlVerp)); err != nil {
+		return err
+	}
 	return env.Track.fill(h.text(msg, ctlTrack))
 }
 

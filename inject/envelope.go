@@ -54,6 +54,7 @@ type Envelope struct {
 	SendAt   time.Time
 	Expires  time.Time
 	Track    Track
+	Verp     Verp
 	Sandbox  bool
 	Internal bool // see message.Message
 

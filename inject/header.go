@@ -44,6 +44,7 @@ const (
 	ctlClass
 	ctlTrack
 	ctlSandbox
+	ctlVerp
 	ctlVirtualMTA
 	ctlJob
 	ctlEnvID
@@ -53,6 +54,11 @@ const (
 	ctlUnknown // a misspelt control header
 	removed    // Bcc, Resent-Bcc, Return-Path
 	received
+
+	// Fields that we may add where they are missing.
+	feedbackID
+	cfblAddress
+	listUnsubscribe
 )
 
 // kindOf knows a field by its name in lower case.
@@ -84,6 +90,12 @@ func kindOf(name []byte) kind {
 		return received
 	case "bcc", "resent-bcc", "return-path":
 		return removed
+	case "feedback-id":
+		return feedbackID
+	case "cfbl-address":
+		return cfblAddress
+	case "list-unsubscribe", "list-unsubscribe-post":
+		return listUnsubscribe
 	case "x-virtual-mta":
 		return ctlVirtualMTA
 	case "x-job":
@@ -116,6 +128,8 @@ func kindOf(name []byte) kind {
 		return ctlTrack
 	case "sandbox":
 		return ctlSandbox
+	case "verp":
+		return ctlVerp
 	}
 	return ctlUnknown
 }
@@ -130,6 +144,7 @@ type header struct {
 	value    [kinds]span // of the fields that stand once; {0,0} when absent
 	tags     []span
 	received int
+	present  Present
 	cuts     []span // fields to leave out, ascending
 	utf8     bool   // octets above 0x7F
 
@@ -242,6 +257,12 @@ func (h *header) field(msg []byte, pos, end int) *Error {
 		h.value[k] = value
 	case k == received:
 		h.received++
+	case k == feedbackID:
+		h.present.FeedbackID = true
+	case k == cfblAddress:
+		h.present.CFBLAddress = true
+	case k == listUnsubscribe:
+		h.present.ListUnsubscribe = true
 	case k == ctlTag:
 		h.tags = append(h.tags, value)
 	case k == ctlUnknown:

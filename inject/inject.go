@@ -54,6 +54,15 @@ type Config struct {
 	// settling them as message.suppressed. Default: false.
 	RefuseSuppressed bool
 
+	// Verp is what becomes of the envelope sender where neither the message nor
+	// its tenant says. Default: VerpRecipient. Without Deps.ReturnPath it means
+	// nothing.
+	Verp Verp
+	// Unsubscribe says that Deps.Fields adds List-Unsubscribe to bulk mail that
+	// has none: each recipient then gets a message of their own, as long as the
+	// copies stay below 64 MiB. Default: false.
+	Unsubscribe bool
+
 	// MaxSize is the size of a message in octets, as stored. Default: 50 MiB.
 	MaxSize int
 	// MaxRecipients is the number of recipients of one envelope. Default: 10,000.
@@ -98,6 +107,8 @@ type Tenant struct {
 	// Rewrite asks for Deps.Rewrite on every message that is not of class
 	// security. Each recipient then has a message of their own.
 	Rewrite bool
+	// Verp replaces Config.Verp unless it is VerpUnset.
+	Verp Verp
 	// Suspended tenants are refused with a temporary error.
 	Suspended bool
 }
@@ -118,9 +129,17 @@ type Deps struct {
 	// Rewrite gives the bytes that one recipient shall have: links, pixel,
 	// List-Unsubscribe. It must not write to body, and may return it.
 	Rewrite func(m *message.Message, r *message.Recipient, t Track, body []byte) ([]byte, error)
-	// ReturnPath mints the envelope sender toward r (VERP); the zero Address
-	// keeps the message's own. It is not asked for mail with a null sender.
+	// ReturnPath mints the envelope sender toward r (VERP), or toward all
+	// recipients when r is nil; the zero Address keeps the message's own. It is
+	// not asked for mail with a null sender.
 	ReturnPath func(m *message.Message, r *message.Recipient) message.Address
+	// MessageID makes the left side of a Message-ID for mail that came without;
+	// r is nil when several recipients share the message. Nil, or "", means the
+	// message's id.
+	MessageID func(m *message.Message, r *message.Recipient) string
+	// Fields makes header fields to add, whole lines with CRLF, for r or, when
+	// it is nil, for all recipients. Fields that has names must not be added.
+	Fields func(m *message.Message, r *message.Recipient, has Present) []byte
 	// Metrics takes the package's metrics; nil means none.
 	Metrics prometheus.Registerer
 }

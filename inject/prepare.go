@@ -223,7 +223,7 @@ func (i *Injector) expand(ctx context.Context, d *draft) (*Prepared, *Error) {
 		return p, nil
 	}
 	personal := i.deps.Rewrite != nil && d.tenant.Rewrite && d.env.Class != message.Security && !d.env.Internal
-	if !personal {
+	if !personal && !i.apart(d, len(rcpts)) {
 		s, err := i.submission(d, rcpts, reasons, false)
 		if err != nil {
 			return nil, err
@@ -236,7 +236,7 @@ func (i *Injector) expand(ctx context.Context, d *draft) (*Prepared, *Error) {
 			if reasons != nil && reasons[k] != "" {
 				reason = reasons[k : k+1 : k+1]
 			}
-			s, err := i.submission(d, rcpts[k:k+1:k+1], reason, reason == nil)
+			s, err := i.submission(d, rcpts[k:k+1:k+1], reason, personal && reason == nil)
 			if err != nil {
 				return nil, err
 			}
@@ -372,10 +372,12 @@ func (i *Injector) submission(d *draft, rcpts []message.Recipient, reasons []str
 	if m.Origin == "" {
 		m.Origin = string(env.Door)
 	}
-	body := i.render(d, m)
+	var only *message.Recipient
 	if len(rcpts) == 1 {
-		rcpts[0].N = 0 // a message of its own starts counting at zero
+		only = &rcpts[0]
+		only.N = 0 // a message of its own starts counting at zero
 	}
+	body := i.render(d, m, only)
 	if rewrite {
 		var err error
 		if body, err = i.rewrite(d, m, &rcpts[0], body); err != nil {
@@ -383,10 +385,6 @@ func (i *Injector) submission(d *draft, rcpts []message.Recipient, reasons []str
 		}
 	}
 	m.Size = len(body)
-	if i.deps.ReturnPath != nil && !m.From.IsZero() {
-		for k := range rcpts {
-			rcpts[k].ReturnPath = i.deps.ReturnPath(m, &rcpts[k])
-		}
-	}
+	i.returnPaths(d, m, rcpts)
 	return &Submission{Message: m, Recipients: rcpts, Suppressed: reasons, Body: body}, nil
 }

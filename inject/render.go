@@ -29,11 +29,12 @@ func (h *header) dropEmpty(msg []byte) {
 	}
 }
 
-// render writes the final bytes of m: our fields, then the message as it came
-// less what was cut out, in one buffer.
-func (i *Injector) render(d *draft, m *message.Message) []byte {
+// render writes the final bytes of m, for all its recipients or for r alone: our
+// fields, then the message as it came less what was cut out, in one buffer.
+func (i *Injector) render(d *draft, m *message.Message, r *message.Recipient) []byte {
 	h := &d.head
-	b := make([]byte, 0, len(d.body)+512)
+	added := i.fields(d, m, r)
+	b := make([]byte, 0, len(d.body)+len(added)+512)
 	var buf [26]byte
 	id := m.ID.Append(buf[:0])
 	if !i.cfg.NoReceived {
@@ -46,13 +47,12 @@ func (i *Injector) render(d *draft, m *message.Message) []byte {
 	if h.has(messageID) {
 		m.RFCMessageID = strings.Trim(text(d.body, h.value[messageID]), "<>")
 	} else {
-		// The author's domain, not our host name: it aligns with the rest of
-		// the mail and does not say where it was made.
-		m.RFCMessageID = string(id) + "@" + strings.Trim(m.HeaderFrom, "[]")
+		m.RFCMessageID = i.newMessageID(m, r)
 		b = append(b, "Message-ID: <"...)
 		b = append(b, m.RFCMessageID...)
 		b = append(b, ">\r\n"...)
 	}
+	b = append(b, added...)
 	pos := 0
 	for _, c := range h.cuts {
 		b = append(b, d.body[pos:c.start]...)
