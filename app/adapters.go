@@ -342,6 +342,7 @@ func restartKeys(old, now *configs.Config) (keys []string) {
 		"dns":         {old.DNS, now.DNS},
 		"events":      {old.Events, now.Events},
 		"suppression": {old.Suppression, now.Suppression},
+		"bounce":      {bounceRestart(old), bounceRestart(now)},
 		"log":         {old.Log, now.Log},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
@@ -349,6 +350,13 @@ func restartKeys(old, now *configs.Config) (keys []string) {
 		}
 	}
 	return keys
+}
+
+// bounceRestart is the part of [bounce] that takes effect at a restart only.
+func bounceRestart(cfg *configs.Config) configs.Bounce {
+	b := cfg.Bounce
+	b.Rules = ""
+	return b
 }
 
 // registerMetrics exports what the queue and the stores count.

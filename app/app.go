@@ -85,6 +85,7 @@ type App struct {
 	mta      *mta.MTA
 	door     *inject.Injector
 	pressure *pressure
+	mint     *minter
 	smtp     []smtpListener
 	http     []httpListener
 	fatal    chan error    // the first storage failure
@@ -117,7 +118,7 @@ func New(cfg *configs.Config, opt Options) (_ *App, err error) {
 		a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	}
 	for _, step := range []func() error{
-		a.openStores, a.openJournal, a.openSuppression, a.buildDelivery, a.buildDoor, a.listenSMTP, a.listenHTTP,
+		a.openStores, a.openJournal, a.openSuppression, a.openTokens, a.buildDelivery, a.buildDoor, a.listenSMTP, a.listenHTTP,
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -449,26 +450,42 @@ func (a *App) suppressed(_ context.Context, tenant, campaign string, addr messag
 }
 
 func (a *App) buildDoor() error {
-	a.setTenants(a.cfg)
-	var err error
-	a.door, err = inject.New(inject.Config{
+	tenants, err := tenantTable(a.cfg)
+	if err != nil {
+		return err
+	}
+	a.setTenants(tenants)
+	cfg := inject.Config{
 		Hostname: a.cfg.Hostname, NoReceived: !a.cfg.Inject.Received, HideClient: a.cfg.Inject.HideClient,
 		RefuseSuppressed: a.cfg.Inject.RefuseSuppressed, MaxSize: int(a.cfg.Inject.MaxMessageSize),
 		MaxRecipients: max(a.cfg.HTTP.MaxRecipients, 1000), MaxReceived: a.cfg.Inject.MaxReceived,
 		MaxAge: a.cfg.Queue.MaxAge, MaxDelay: a.cfg.Queue.MaxSchedule,
-	}, a.pressure, inject.Deps{
+	}
+	deps := inject.Deps{
 		IDs: &message.IDSource{}, Now: a.opt.Now, Tenant: a.tenant, Suppressed: a.suppressed, Metrics: a.registry,
-	})
+	}
+	if err = a.mint.fill(&cfg, &deps); err == nil {
+		a.door, err = inject.New(cfg, a.pressure, deps)
+	}
 	return err
 }
 
-func (a *App) setTenants(cfg *configs.Config) {
+// tenantTable is what the door must know about every tenant.
+func tenantTable(cfg *configs.Config) (map[string]inject.Tenant, error) {
 	tenants := map[string]inject.Tenant{configs.DefaultTenant: {}}
 	for _, t := range cfg.Tenant {
+		verp, err := inject.ParseVerp(t.Verp)
+		if err != nil {
+			return nil, err
+		}
 		tenants[t.Name] = inject.Tenant{
-			Pool: t.Pool, Pools: t.Pools, SenderDomains: t.SenderDomains, MaxAge: t.MaxAge, Suspended: t.Suspended,
+			Pool: t.Pool, Pools: t.Pools, SenderDomains: t.SenderDomains, MaxAge: t.MaxAge, Suspended: t.Suspended, Verp: verp,
 		}
 	}
+	return tenants, nil
+}
+
+func (a *App) setTenants(tenants map[string]inject.Tenant) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tenants = tenants
@@ -494,12 +511,21 @@ func (a *App) Reload(cfg *configs.Config) (restart []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	ring, err := a.tokenRing(cfg)
+	if err != nil {
+		return nil, err
+	}
+	tenants, err := tenantTable(cfg)
+	if err != nil {
+		return nil, err
+	}
 	if err := a.mta.Configure(settings); err != nil {
 		return nil, err
 	}
 	a.throttle.Reload(rules)
 	a.queue.SetConfig(cfg.Queue)
-	a.setTenants(cfg)
+	a.setTenants(tenants)
+	a.mint.ring.Store(ring)
 	for _, f := range a.files {
 		f.Reopen()
 	}

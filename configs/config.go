@@ -37,6 +37,7 @@ type Config struct {
 	Events      Events       `toml:"events"`
 	Suppression Suppression  `toml:"suppression"`
 	Bounce      Bounce       `toml:"bounce"`
+	Token       Token        `toml:"token"`
 	Tracking    Tracking     `toml:"tracking"`
 	Shaping     Shaping      `toml:"shaping"`
 	Log         Log          `toml:"log"`
@@ -185,6 +186,8 @@ type Tenant struct {
 	DSN bool `toml:"dsn"`
 	// MaxAge replaces queue.max_age; 0 keeps it.
 	MaxAge time.Duration `toml:"max_age"`
+	// Verp replaces bounce.verp; "" keeps it.
+	Verp string `toml:"verp"`
 	// Suspended tenants may not submit.
 	Suspended bool `toml:"suspended"`
 }
@@ -228,14 +231,6 @@ type Suppression struct {
 	KeepAddresses bool `toml:"keep_addresses"`
 }
 
-// Bounce is the [bounce] table.
-type Bounce struct {
-	// Domain is where reports come back to; "" leaves envelope senders alone.
-	Domain string `toml:"domain"`
-	// Rules are the classification rules; "" means those shipped.
-	Rules string `toml:"rules"`
-}
-
 // Tracking is the [tracking] table.
 type Tracking struct {
 	// BaseURL is what rewritten links begin with.
@@ -271,6 +266,7 @@ func Default() Config {
 		Signing:     Signing{Unsigned: "defer", Expiry: 7 * 24 * time.Hour},
 		Events:      Events{FileMaxSize: 256 << 20, FileEvery: 24 * time.Hour, FileKeep: 14, FileCompress: "gzip", Retention: 7 * 24 * time.Hour, WebhooksPerTenant: 10},
 		Suppression: Suppression{KeepAddresses: true},
+		Bounce:      defaultBounce(),
 		Log:         Log{Level: "info", Format: "text"},
 	}
 }

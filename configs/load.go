@@ -15,6 +15,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"github.com/tradewind-mta/tradewind/inject"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/throttle"
 )
@@ -229,6 +230,9 @@ func (c *Config) validate() (errs []error) {
 		if t.Pool != "" && !c.hasPool(t.Pool) {
 			bad(key+".pool", "no [[pool]] or [[source]] is named %q", t.Pool)
 		}
+		if _, err := inject.ParseVerp(t.Verp); err != nil {
+			bad(key+".verp", "%v", err)
+		}
 		for j, d := range t.SenderDomains {
 			if _, err := message.ParseDomain(d); err != nil {
 				bad(fmt.Sprintf("%s.sender_domains[%d]", key, j), "%v", err)
@@ -254,11 +258,7 @@ func (c *Config) validate() (errs []error) {
 	default:
 		bad("dns.family", "%q is not prefer4, prefer6, only4 or only6", c.DNS.Family)
 	}
-	if c.Bounce.Domain != "" {
-		if _, err := message.ParseDomain(c.Bounce.Domain); err != nil {
-			bad("bounce.domain", "%v", err)
-		}
-	}
+	c.validateBounce(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:

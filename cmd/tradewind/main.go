@@ -83,6 +83,7 @@ func commands() []command {
 		{"key create", "-c FILE", "make an API key", keyCreate},
 		{"key list", "-c FILE", "list the API keys", keyList},
 		{"key revoke", "-c FILE NAME", "revoke API keys by name or prefix", keyRevoke},
+		{"token rotate", "-c FILE", "begin to seal return paths and links with a new key", tokenRotate},
 		{"version", "", "print version and build", version},
 	}
 }
