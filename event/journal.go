@@ -46,6 +46,7 @@ type Journal struct {
 	start    uint64        // horizon when the journal was opened
 	buffers  sync.Pool     // *[]byte, for keys and JSON on their way into a batch
 	appended atomic.Uint64 // bytes given to batches since the start
+	late     sync.Mutex    // held by a Late until its batch is visible
 }
 
 // NewJournal returns the journal in db, which must be the spool.
