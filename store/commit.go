@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -19,7 +20,8 @@ type Batch struct {
 	places []uint64 // first places reserved for this batch
 	after  []func(error)
 	seen   []func()
-	err    error // first failure to build, reported by Commit
+	shown  atomic.Bool // seen has been called
+	err    error       // first failure to build, reported by Commit
 }
 
 // NewBatch returns an empty batch. size is a hint of its bytes, 0 for none.
@@ -92,7 +94,8 @@ func (b *Batch) Len() int { return b.b.Len() }
 
 // Commit makes the batch durable: when it returns nil, the changes survive a
 // power cut. One sync of the log serves every batch that waits at that moment.
-// Any error wraps ErrDead, and the store takes no further commit.
+// Any error wraps ErrDead, and the store takes no further commit. It returns as
+// soon as the store is dead, whatever the disk does.
 func (b *Batch) Commit() error { return b.commit(true) }
 
 // CommitLazy applies the batch without waiting for the disk. It becomes
@@ -119,35 +122,49 @@ func (b *Batch) commit(sync bool) (err error) {
 	if b.b.Empty() {
 		return nil
 	}
+	db.begun.Add(1)
+	defer db.ended.Add(1)
+	p := b.b // Close forgets it, and the work may outlast us
 	if !sync {
-		if err := db.p.Apply(b.b, pebble.NoSync); err != nil {
+		return db.bounded(func() error {
+			if err := db.p.Apply(p, pebble.NoSync); err != nil {
+				return db.die(fmt.Errorf("commit: %w", err))
+			}
+			return nil
+		})
+	}
+	return db.bounded(func() error {
+		// Apply with pebble.Sync swallows a failed sync once Fatalf has been
+		// called; the two-step form returns it.
+		if err := db.p.ApplyNoSyncWait(p, pebble.Sync); err != nil {
 			return db.die(fmt.Errorf("commit: %w", err))
 		}
-		return nil
-	}
-	// Apply with pebble.Sync swallows a failed sync once Fatalf has been
-	// called; the two-step form returns it.
-	if err := db.p.ApplyNoSyncWait(b.b, pebble.Sync); err != nil {
-		return db.die(fmt.Errorf("commit: %w", err))
-	}
-	b.visible()
-	if err := b.b.SyncWait(); err != nil {
-		return db.die(fmt.Errorf("sync: %w", err))
-	}
-	// A sync that failed for somebody else makes ours worthless too.
-	return db.Err()
+		b.visible()
+		if err := p.SyncWait(); err != nil {
+			return db.die(fmt.Errorf("sync: %w", err))
+		}
+		// A sync that failed for somebody else makes ours worthless too.
+		return db.Err()
+	})
 }
 
+// visible calls what waits for the batch to be visible, once.
 func (b *Batch) visible() {
+	if !b.shown.CompareAndSwap(false, true) {
+		return
+	}
 	for _, fn := range b.seen {
 		fn()
 	}
-	b.seen = nil
 }
 
+// release lets the horizon pass the batch's places. In a dead store it stays
+// where it is: nobody may be told of what may not be there after the restart.
 func (b *Batch) release() {
-	for _, first := range b.places {
-		b.db.seq.done(first)
+	if b.db.Err() == nil {
+		for _, first := range b.places {
+			b.db.seq.done(first)
+		}
 	}
 	b.places = nil
 }

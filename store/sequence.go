@@ -23,7 +23,8 @@ type Sequencer struct {
 	claim   func(bound uint64) error // makes bound durable no later than any place below it
 	open    []reservation            // in order of first; the head is not done
 	horizon uint64
-	waiters chan struct{} // closed when the horizon moves; nil when nobody waits
+	waiters chan struct{}   // closed when the horizon moves; nil when nobody waits
+	died    <-chan struct{} // closed when the horizon moves no more
 }
 
 type reservation struct {
@@ -31,9 +32,9 @@ type reservation struct {
 	done  bool
 }
 
-// newSequencer starts numbering at first.
-func newSequencer(first uint64, claim func(uint64) error) *Sequencer {
-	return &Sequencer{next: first, bound: first, horizon: first - 1, claim: claim}
+// newSequencer starts numbering at first. It ends when died is closed.
+func newSequencer(first uint64, died <-chan struct{}, claim func(uint64) error) *Sequencer {
+	return &Sequencer{next: first, bound: first, horizon: first - 1, died: died, claim: claim}
 }
 
 // reserve claims n consecutive places. They hold the horizon back until done
@@ -101,7 +102,7 @@ func (s *Sequencer) Last() uint64 {
 	return s.next - 1
 }
 
-// Wait returns when the horizon is past after, or with ctx's error.
+// Wait returns when the horizon is past after, with ctx's error, or with ErrDead.
 func (s *Sequencer) Wait(ctx context.Context, after uint64) error {
 	for {
 		s.mu.Lock()
@@ -116,6 +117,8 @@ func (s *Sequencer) Wait(ctx context.Context, after uint64) error {
 		s.mu.Unlock()
 		select {
 		case <-ch:
+		case <-s.died:
+			return ErrDead
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -70,6 +70,13 @@ type DB struct {
 	dead    atomic.Pointer[error]
 	dieOnce sync.Once
 	died    chan struct{} // closed when dead is set
+
+	calls  chan call     // to the pool; see bounded
+	idle   atomic.Int64  // goroutines of the pool that wait for a call
+	closed chan struct{} // closed by Close
+	begun  atomic.Uint64 // commits
+	ended  atomic.Uint64
+	stall  stall
 }
 
 // ErrFormat reports a store written by another release in a layout this one
@@ -84,7 +91,7 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{})}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), closed: make(chan struct{})}
 	opt.FS = guardedFS{opt.FS, db}
 	p, err := db.openPebble(&opt)
 	if err != nil {
@@ -93,7 +100,10 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	db.p = p
 	db.opened.Store(true)
 	if err := db.prepare(); err != nil {
-		return nil, errors.Join(err, p.Close())
+		if db.Err() == nil {
+			err = errors.Join(err, db.bounded(p.Close))
+		}
+		return nil, err
 	}
 	return db, nil
 }
@@ -186,10 +196,10 @@ func (db *DB) prepare() error {
 	case err != nil:
 		return err
 	case format == nil:
-		b := db.p.NewBatch()
+		b := db.NewBatch(0)
 		defer b.Close()
-		b.Set([]byte{keyFormat}, []byte{Format}, nil)
-		if err := db.p.Apply(b, pebble.Sync); err != nil {
+		b.Set([]byte{keyFormat}, []byte{Format})
+		if err := b.Commit(); err != nil {
 			return fmt.Errorf("store: create %s: %w", db.kind, err)
 		}
 	case len(format) != 1 || format[0] != Format:
@@ -203,10 +213,12 @@ func (db *DB) prepare() error {
 	if len(bound) == 8 {
 		first = binary.BigEndian.Uint64(bound)
 	}
-	db.seq = newSequencer(first, func(bound uint64) error {
+	db.seq = newSequencer(first, db.died, func(bound uint64) error {
 		// Not synced: it goes into the log ahead of every batch that uses a
 		// place below the bound, so it is durable whenever they are.
-		return db.p.Set([]byte{keySequence}, binary.BigEndian.AppendUint64(nil, bound), pebble.NoSync)
+		return db.bounded(func() error {
+			return db.p.Set([]byte{keySequence}, binary.BigEndian.AppendUint64(nil, bound), pebble.NoSync)
+		})
 	})
 	return nil
 }
@@ -220,12 +232,15 @@ func (db *DB) Get(key []byte) ([]byte, error) { return db.AppendGet(nil, key) }
 // AppendGet appends the value under key to dst. It returns nil when there is
 // none; an empty value gives a non-nil slice.
 func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
+	if err := db.Err(); err != nil {
+		return nil, err
+	}
 	v, closer, err := db.p.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("store: get from %s: %w", db.kind, err)
+		return nil, fmt.Errorf("store: get from %s: %w", db.kind, db.readFailed(err))
 	}
 	if dst == nil {
 		dst = make([]byte, 0, len(v))
@@ -240,9 +255,12 @@ type Iter struct{ *pebble.Iterator }
 
 // NewIter returns an iterator over s. Close it.
 func (db *DB) NewIter(s Span) (*Iter, error) {
+	if err := db.Err(); err != nil {
+		return nil, err
+	}
 	it, err := db.p.NewIter(&pebble.IterOptions{LowerBound: s.Start, UpperBound: s.End})
 	if err != nil {
-		return nil, fmt.Errorf("store: read %s: %w", db.kind, err)
+		return nil, fmt.Errorf("store: read %s: %w", db.kind, db.readFailed(err))
 	}
 	return &Iter{it}, nil
 }
@@ -254,25 +272,50 @@ func (db *DB) Each(s Span, fn func(key, value []byte) (bool, error)) (err error)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() {
+		if closing := it.Close(); err == nil {
+			err = closing // it tells a failed read again
+		}
+	}()
 	for ok := it.First(); ok; ok = it.Next() {
 		v, err := it.ValueAndErr()
 		if err != nil {
-			return fmt.Errorf("store: read %s: %w", db.kind, err)
+			return fmt.Errorf("store: read %s: %w", db.kind, db.readFailed(err))
 		}
 		if more, err := fn(it.Key(), v); err != nil || !more {
 			return err
 		}
 	}
-	return it.Error()
+	if err := it.Error(); err != nil {
+		return fmt.Errorf("store: read %s: %w", db.kind, db.readFailed(err))
+	}
+	return nil
 }
 
-// Metrics is Pebble's view of itself.
-func (db *DB) Metrics() *pebble.Metrics { return db.p.Metrics() }
+// readFailed tells damage, which stays where it is, from a disk that does not
+// answer: after that the store is dead, so that no mail is taken for damaged
+// which a restart can read.
+func (db *DB) readFailed(err error) error {
+	if IsDamage(err) {
+		return err
+	}
+	return db.die(fmt.Errorf("read: %w", err))
+}
+
+// IsDamage reports that err comes from data that is not what was written.
+func IsDamage(err error) bool { return pebble.IsCorruptionError(err) }
+
+// Metrics is Pebble's view of itself; a dead store has none.
+func (db *DB) Metrics() *pebble.Metrics {
+	if db.Err() != nil {
+		return &pebble.Metrics{}
+	}
+	return db.p.Metrics()
+}
 
 // Flush writes the memtable out, so that a following start has no log to
 // replay.
-func (db *DB) Flush() error { return db.p.Flush() }
+func (db *DB) Flush() error { return db.bounded(db.p.Flush) }
 
 // Err is nil while the store can be trusted, and wraps ErrDead after that.
 func (db *DB) Err() error {
@@ -302,13 +345,17 @@ func (db *DB) Close() error {
 	if err := db.Err(); err != nil {
 		return err
 	}
-	if err := db.p.LogData(nil, pebble.Sync); err != nil {
+	err := db.bounded(func() error {
+		if err := db.p.LogData(nil, pebble.Sync); err != nil {
+			return err
+		}
+		db.opened.Store(false) // from here on errors are returned
+		return db.p.Close()
+	})
+	if err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
 	}
-	db.opened.Store(false) // from here on errors are returned
-	if err := db.p.Close(); err != nil {
-		return fmt.Errorf("store: close %s: %w", db.kind, err)
-	}
+	close(db.closed)
 	return nil
 }
 

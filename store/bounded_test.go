@@ -1,0 +1,149 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// stuckLog is a disk whose log does not get synced while shut is not nil.
+type stuckLog struct {
+	shut    atomic.Pointer[chan struct{}]
+	arrived chan struct{} // gets one for each sync that waits
+}
+
+func newStuckLog() *stuckLog { return &stuckLog{arrived: make(chan struct{}, 100)} }
+
+func (s *stuckLog) wrap(fs vfs.FS) vfs.FS {
+	return errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		isSync := op.Kind == errorfs.OpFileSync || op.Kind == errorfs.OpFileSyncData || op.Kind == errorfs.OpFileSyncTo
+		if shut := s.shut.Load(); isSync && shut != nil && strings.HasSuffix(op.Path, ".log") {
+			s.arrived <- struct{}{}
+			<-*shut
+		}
+		return nil
+	}))
+}
+
+func (s *stuckLog) stick() (release func()) {
+	shut := make(chan struct{})
+	s.shut.Store(&shut)
+	return func() { s.shut.Store(nil); close(shut) }
+}
+
+func commitOne(db *DB, key string) error {
+	b := db.NewBatch(0)
+	defer b.Close()
+	b.Reserve(1)
+	b.Set([]byte(key), []byte("x"))
+	return b.Commit()
+}
+
+func TestNobodyWaitsForTheDiskOfADeadStore(t *testing.T) {
+	t.Parallel()
+	disk := newStuckLog()
+	db := open(t, disk.wrap(vfs.NewMem()), nil)
+	release := disk.stick()
+	defer release()
+	committed, waited := make(chan error, 1), make(chan error, 1)
+	before := db.Sequence().Horizon()
+	go func() { waited <- db.Sequence().Wait(context.Background(), before) }()
+	go func() { committed <- commitOne(db, "m1") }()
+	<-disk.arrived
+	db.die(errors.New("told so"))
+	if err := <-committed; !errors.Is(err, ErrDead) {
+		t.Errorf("got %v from a commit that hangs in a dead store, want ErrDead", err)
+	}
+	if err := <-waited; !errors.Is(err, ErrDead) {
+		t.Errorf("got %v from somebody who waits for the horizon, want ErrDead", err)
+	}
+	if got := db.Sequence().Horizon(); got != before {
+		t.Errorf("the horizon moved from %d to %d over a commit that may not be there after a restart", before, got)
+	}
+	if _, err := db.Get([]byte("m1")); !errors.Is(err, ErrDead) {
+		t.Errorf("got %v from a read, want ErrDead", err)
+	}
+	if err := db.Flush(); !errors.Is(err, ErrDead) {
+		t.Errorf("got %v from a flush, want ErrDead", err)
+	}
+	if err := db.Close(); !errors.Is(err, ErrDead) {
+		t.Errorf("got %v from Close, want ErrDead", err)
+	}
+}
+
+func TestStalledDiskIsNoticedAndForgotten(t *testing.T) {
+	t.Parallel()
+	disk := newStuckLog()
+	db := open(t, disk.wrap(vfs.NewMem()), nil)
+	now := time.Unix(1_800_000_000, 0)
+	if d := db.Stalled(now); d != 0 {
+		t.Errorf("got a stall of %v while nobody waits", d)
+	}
+	release := disk.stick()
+	committed := make(chan error, 1)
+	go func() { committed <- commitOne(db, "m1") }()
+	<-disk.arrived
+	db.Stalled(now)
+	if d := db.Stalled(now.Add(5 * time.Second)); d != 5*time.Second || db.Committing() != 1 {
+		t.Errorf("got a stall of %v and %d commits under way, want 5s and 1", d, db.Committing())
+	}
+	release()
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	if d := db.Stalled(now.Add(6 * time.Second)); d != 0 || db.Committing() != 0 {
+		t.Errorf("got a stall of %v and %d commits under way after the end of it", d, db.Committing())
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReadErrorEndsTheStoreInsteadOfLookingLikeDamage(t *testing.T) {
+	t.Parallel()
+	mem := vfs.NewMem()
+	db := open(t, mem, nil)
+	if err := errors.Join(commitOne(db, "m1"), db.Flush(), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var broken atomic.Bool
+	injected := errors.New("injected EIO")
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+			return injected
+		}
+		return nil
+	}))
+	db, err := Open("data", Spool, Options{FS: fs, CacheBytes: 1}) // so that reads reach the disk
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken.Store(true)
+	_, err = db.Get([]byte("m1"))
+	if !errors.Is(err, ErrDead) || !errors.Is(err, injected) || IsDamage(err) {
+		t.Errorf("got %v, want ErrDead with its cause and no word of damage", err)
+	}
+}
+
+func BenchmarkBounded(b *testing.B) {
+	db, err := Open("data", Spool, Options{FS: vfs.NewMem()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	b.SetParallelism(32)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := db.bounded(func() error { return nil }); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
