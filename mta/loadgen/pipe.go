@@ -137,6 +137,12 @@ func (c *pipeConn) Close() error {
 	return nil
 }
 
+// CloseWrite ends what the peer reads, as the FIN of a TCP connection does.
+func (c *pipeConn) CloseWrite() error {
+	c.out.end(&c.out.writerGone)
+	return nil
+}
+
 func (c *pipeConn) SetDeadline(t time.Time) error {
 	c.SetReadDeadline(t)
 	return c.SetWriteDeadline(t)

@@ -60,6 +60,7 @@ type Conn struct {
 	messages int // MAIL commands sent
 	dirty    bool
 	broken   bool // REQUIRES nothing further is read or written
+	parted   bool // the server's end has been waited for
 	lastUsed time.Time
 
 	vecw      net.Buffers // the part of buf.vec being written; here to stay off the heap
@@ -94,20 +95,22 @@ func (c *Conn) Close() error {
 }
 
 // Quit says QUIT if the conversation still stands, waits for the answer as long
-// as Timeouts.Quit allows, and closes. The answer is not looked at: no message
-// depends on it.
+// as Timeouts.Quit allows and then for the server to close, and closes. The
+// answer is not looked at: no message depends on it.
 func (c *Conn) Quit(ctx context.Context) {
 	defer c.Close()
+	defer c.watch(ctx)()
 	if c.broken {
+		c.linger(false)
 		return
 	}
-	defer c.watch(ctx)()
 	c.acquire()
 	if c.command(message.StageQuit, c.opts.Timeouts.Quit, "QUIT") == nil {
 		c.read(message.StageQuit, c.opts.Timeouts.Quit)
 	}
 	c.broken = true
 	c.release()
+	c.linger(true)
 }
 
 // Reset says RSET and waits for the answer, which also proves that the peer is
@@ -164,12 +167,17 @@ func (c *Conn) release() {
 // abandon closes a conversation that cannot go on.
 func (c *Conn) abandon() {
 	c.broken = true
+	c.linger(false)
 	c.Close()
 	c.r, c.w = 0, 0
 	if c.buf != nil {
 		c.release()
 	}
 }
+
+// Drop gives the conversation up without a word, whatever state it is in, and
+// closes once the server has closed, or a short time has passed.
+func (c *Conn) Drop() { c.abandon() }
 
 // Enhanced status codes of the failures we report ourselves (RFC 3463).
 var (

@@ -196,6 +196,25 @@ func (p *Pool[K]) sweep() {
 	}
 }
 
+// shedLook bounds how many idle connections Shed looks at.
+const shedLook = 1000
+
+// Shed says goodbye to the connection unused longest whose key matches: its
+// place is wanted by one that has work. It reports whether there was any.
+func (p *Pool[K]) Shed(match func(K) bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	looked := 0
+	for el := p.lru.Back(); el != nil && looked < shedLook && !p.closed; el = el.Prev() {
+		looked++
+		if match(el.Value.(*pooled[K]).key) {
+			p.dismiss(p.remove(el), leftFull)
+			return true
+		}
+	}
+	return false
+}
+
 // Len returns how many connections are idle.
 func (p *Pool[K]) Len() int {
 	p.mu.Lock()
