@@ -22,8 +22,9 @@ type Config struct {
 	LaneConnections int `toml:"lane_connections"`
 	// IdleConnection is how long an unused connection is kept open.
 	IdleConnection time.Duration `toml:"idle_connection"`
-	// TLS is the policy where neither a route nor a shaping rule has one: off,
-	// opportunistic, required or verify.
+	// TLS is the policy where no route has one: off, opportunistic, required or
+	// verify. The shaping rules may ask for more: the stricter holds, in the
+	// order opportunistic, off, required, verify.
 	TLS string `toml:"tls"`
 	// RetryConnection is the pause of a lane after no host could be reached. It
 	// doubles with each failure in a row up to MaxRetryConnection.

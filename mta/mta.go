@@ -111,7 +111,7 @@ type MTA struct {
 	metrics  *metrics
 	tracer   tracer
 
-	open atomic.Int64 // connections, idle ones included
+	slots slots // connections, idle ones included
 	// soft ends when nothing new is begun any more, hard when transactions under
 	// way are cut off.
 	soft     context.Context

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 type poolKey struct {
 	source string
 	site   siteKey
+	// provider is whose limits the connection counts against.
+	provider string
 }
 
 // loaded is a message in memory, and what becomes of it at delivery.
@@ -36,16 +39,28 @@ func (s *site) run(l *lane) {
 	var c *outbound.Conn
 	first := true
 	for {
-		t := s.take(l, first)
+		if c == nil {
+			c = s.m.conns.Get(s.poolKey(l))
+		}
+		t := s.take(l, first, c != nil)
 		if t == nil {
 			break
 		}
 		first = false
+		trial := t.trial // t may be another runner's when serve has returned
 		c = s.serve(l, c, t)
+		if trial {
+			s.requeue(t) // in case it never came to its permit
+		}
 	}
 	if c != nil {
-		s.m.conns.Put(poolKey{l.source.Name, s.key}, c)
+		s.m.conns.Put(s.poolKey(l), c)
+		s.parked(l)
 	}
+}
+
+func (s *site) poolKey(l *lane) poolKey {
+	return poolKey{source: l.source.Name, site: s.key, provider: l.permit.Provider()}
 }
 
 // serve carries out one transaction and returns a connection that can be used
@@ -57,7 +72,7 @@ func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
 			s.m.metrics.panics.Inc()
 			s.m.deps.Logger.Error("delivery panicked; the message is deferred", "site", s.key.site, "msg_id", t.items[0].ID, "err", r)
 			if c != nil {
-				c.Close()
+				c.Drop()
 			}
 			t.q.Release(t.items)
 			s.connectFailed(l, "internal error")
@@ -73,11 +88,12 @@ func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
 	}
 	for {
 		if c == nil {
-			if c = s.m.conns.Get(poolKey{l.source.Name, s.key}); c == nil {
+			if c = s.m.conns.Get(s.poolKey(l)); c == nil {
+				seen := l.notices.Load()
 				var denied *throttle.Grant
 				var reply *message.Reply
 				if c, denied, reply = s.connect(l, t); c == nil {
-					s.notConnected(l, t, denied, reply)
+					s.notConnected(l, t, denied, reply, seen)
 					return nil
 				}
 			}
@@ -108,21 +124,24 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		Recipients:   len(t.items),
 		Sent:         c.Messages(),
 	}
+	seen := l.notices.Load()
 	grant := l.permit.Send(m.deps.Now(), load)
+	defer grant.Release() // a bug further down must not keep it
 	if !grant.OK {
 		switch {
 		case grant.Limit == throttle.LimitMessagesPerConnection:
 			c.Quit(m.hard)
 			return nil, false
-		case grant.Limit == throttle.LimitRecipients && grant.Max > 0 && grant.Max < len(t.items):
+		case grant.Max > 0 && grant.Max < len(t.items): // by LimitRecipients or LimitWarmup
 			t.q.Release(t.items[grant.Max:])
 			s.requeue(t)
 			t.items = t.items[:grant.Max]
 			return c, false
 		}
-		s.refused(l, t, &grant)
+		s.refused(l, t, &grant, seen)
 		return c, true
 	}
+	s.granted(t)
 	env := outbound.Envelope{
 		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
 		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,
@@ -224,9 +243,12 @@ func (s *site) requeue(t *txn) {
 
 // notConnected settles or gives back a transaction for which there is no
 // connection.
-func (s *site) notConnected(l *lane, t *txn, denied *throttle.Grant, reply *message.Reply) {
+func (s *site) notConnected(l *lane, t *txn, denied *throttle.Grant, reply *message.Reply, seen uint64) {
 	if denied != nil {
-		s.refused(l, t, denied)
+		if denied.At.IsZero() {
+			s.makeRoom(l, denied.Limit)
+		}
+		s.refused(l, t, denied, seen)
 		return
 	}
 	if s.m.hard.Err() != nil {
@@ -261,12 +283,12 @@ type candidate struct {
 // nil; denied means that a permit was refused before anything was tried.
 func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.Grant, reply *message.Reply) {
 	m := s.m
-	set := m.set.Load()
-	if m.open.Load() >= int64(set.Config.MaxConnections) {
-		return nil, &throttle.Grant{At: m.deps.Now().Add(time.Second), Limit: throttle.LimitConnections}, nil
-	}
-	list, reply := s.candidates(t.items[0].Recipient.Address.Domain())
+	domain := t.items[0].Recipient.Address.Domain()
+	list, reply := s.candidates(domain)
 	if reply != nil {
+		return nil, nil, reply
+	}
+	if list, reply = l.reachable(list, domain); reply != nil {
 		return nil, nil, reply
 	}
 	tried := 0
@@ -274,12 +296,16 @@ func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.G
 		if tried == maxAddresses || m.soft.Err() != nil {
 			break
 		}
-		conn, grant, r := s.dial(l, cand, len(s.hops) == 0)
+		conn, grant, r := s.dial(l, cand, domain)
 		if conn != nil {
 			return conn, nil, nil
 		}
+		if grant != nil && grant.Limit == throttle.LimitMXConnections {
+			denied = grant // another address may have room
+			continue
+		}
 		if grant != nil && tried > 0 && s.pause(grant) {
-			conn, grant, r = s.dial(l, cand, len(s.hops) == 0)
+			conn, grant, r = s.dial(l, cand, domain)
 			if conn != nil {
 				return conn, nil, nil
 			}
@@ -294,10 +320,51 @@ func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.G
 		reply = r
 		s.avoid(cand.host)
 	}
+	if reply == nil && denied != nil {
+		return nil, denied, nil
+	}
 	if reply == nil {
 		reply = local(message.StageConnect, 451, message.Enhanced{4, 4, 1}, "no host could be tried")
 	}
 	return nil, nil, reply
+}
+
+// reachable drops the addresses that the lane's source cannot or must not use.
+func (l *lane) reachable(list []candidate, domain string) ([]candidate, *message.Reply) {
+	ip := l.source.IP()
+	v6 := l.permit.IPv6(domain)
+	keep := list[:0:0]
+	for _, c := range list {
+		a := c.addr.Addr().Unmap()
+		if a.Is6() && !v6 || ip.IsValid() && ip.Unmap().Is4() != a.Is4() {
+			continue
+		}
+		keep = append(keep, c)
+	}
+	switch {
+	case len(keep) > 0:
+		return keep, nil
+	case !v6 && !slices.ContainsFunc(list, func(c candidate) bool { return c.addr.Addr().Unmap().Is4() }):
+		return nil, local(message.StageConnect, 451, message.Enhanced{4, 4, 1}, "the hosts have IPv6 addresses only, and the shaping rules rule IPv6 out")
+	}
+	return nil, local(message.StageConnect, 451, message.Enhanced{4, 4, 1}, "the hosts have no address of the family of source "+l.source.Name)
+}
+
+// makeRoom says goodbye to an idle connection of some other site when it takes
+// the place of the one that was refused.
+func (s *site) makeRoom(l *lane, limit throttle.Limit) {
+	provider := l.permit.Provider()
+	s.m.conns.Shed(func(k poolKey) bool {
+		switch limit {
+		case throttle.LimitConnections, throttle.LimitSourceConnections:
+			return k.source == l.source.Name && k.provider == provider
+		case throttle.LimitProviderConnections:
+			return k.provider == provider
+		case throttle.LimitMXConnections:
+			return true
+		}
+		return false
+	})
 }
 
 // maxPause is how long a search for a host that answers waits for its next
@@ -404,14 +471,25 @@ func (s *site) avoid(host string) {
 }
 
 // dial opens one connection to one address.
-func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *throttle.Grant, *message.Reply) {
+func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *throttle.Grant, *message.Reply) {
 	m := s.m
 	set := m.set.Load()
+	policy := s.key.tls
+	if tls, _ := l.permit.TLS(domain); tls != throttle.TLSUnset {
+		policy = stricter(policy, shapingPolicy(tls))
+	}
 	var failed *message.Reply // of the first try
 	for retried := false; ; retried = true {
+		if !m.slots.claim(int64(set.Config.MaxConnections), l) {
+			m.conns.Shed(func(poolKey) bool { return true })
+			return nil, &throttle.Grant{Limit: throttle.LimitConnections}, nil
+		}
 		grant := l.permit.Connect(m.deps.Now(), cand.addr.Addr())
 		if !grant.OK && retried && s.pause(&grant) {
 			grant = l.permit.Connect(m.deps.Now(), cand.addr.Addr())
+		}
+		if !grant.OK {
+			m.slots.free()
 		}
 		switch {
 		case !grant.OK && retried:
@@ -419,17 +497,16 @@ func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *thr
 		case !grant.OK:
 			return nil, &grant, nil
 		}
-		m.open.Add(1)
 		release := sync.OnceFunc(func() {
-			m.open.Add(-1)
+			m.slots.free()
 			grant.Release()
 		})
 		opt := outbound.Options{
 			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				return m.deps.Dial(ctx, l.source, network, addr, checked)
+				return m.deps.Dial(ctx, l.source, network, addr, len(s.hops) == 0)
 			},
 			EHLO: l.source.EHLO, Host: cand.host, Addr: cand.addr, Source: l.source.Name,
-			TLS: s.key.tls, Fallback: m.fallback, Timeouts: set.Config.Timeouts.outbound(),
+			TLS: policy, Fallback: m.fallback, Timeouts: set.Config.Timeouts.outbound(),
 			Buffers: &m.buffers, OnClose: release,
 		}
 		if opt.EHLO == "" {
@@ -445,7 +522,7 @@ func (s *site) dial(l *lane, cand candidate, checked bool) (*outbound.Conn, *thr
 		release()
 		m.metrics.connections.WithLabelValues(l.permit.Provider(), "failed").Inc()
 		m.apply(l, l.permit.Observe(m.deps.Now(), &throttle.Observation{Stage: reply.Stage, Reply: reply}))
-		if reply.Stage == message.StageSTARTTLS && s.key.tls == outbound.Opportunistic && !retried {
+		if reply.Stage == message.StageSTARTTLS && policy == outbound.Opportunistic && !retried {
 			failed = reply
 			continue // in clear, as Fallback remembers
 		}

@@ -18,6 +18,9 @@ type entry struct {
 	// a permit without a known time.
 	until time.Time
 	why   string
+	// trial entries have just been released: they may send one transaction, and
+	// go on only if that one gets its permit.
+	trial bool
 	// dead entries have been replaced; the schedule passes over them.
 	dead bool
 }
@@ -37,8 +40,9 @@ type sched struct {
 	ring    fifo[*tenant]
 	tenants map[string]*tenant
 	held    heldHeap
-	waiting []*entry // held until somebody says otherwise
-	size    int      // entries that may be popped now
+	waiting map[string]*fifo[*entry] // held until a permit may be had, by what for
+	stopped []*entry                 // held until suspensions change
+	size    int                      // entries that may be popped now
 }
 
 type tenant struct {
@@ -71,7 +75,7 @@ func (s *sched) push(e *entry) {
 	if s.tenants == nil {
 		s.tenants = make(map[string]*tenant)
 	}
-	e.until, e.why = time.Time{}, ""
+	e.until, e.why, e.trial = time.Time{}, "", false
 	t := s.tenants[e.key.Tenant]
 	if t == nil {
 		t = &tenant{name: e.key.Tenant}
@@ -95,24 +99,72 @@ func (s *sched) push(e *entry) {
 	}
 }
 
-// hold keeps e aside until t, or until release when t is zero.
+// hold keeps e aside until t.
 func (s *sched) hold(e *entry, t time.Time, why string) {
 	e.until, e.why = t, why
-	if t.IsZero() {
-		s.waiting = append(s.waiting, e)
-		return
-	}
 	heap.Push(&s.held, e)
 }
 
-// release makes every entry eligible that waits without a time.
+// wait keeps e aside until release. Entries that wait for the same thing, such
+// as a slot of one tenant, have the same subject.
+func (s *sched) wait(e *entry, why, subject string) {
+	e.until, e.why = time.Time{}, why
+	f := s.waiting[subject]
+	if f == nil {
+		f = &fifo[*entry]{}
+		if s.waiting == nil {
+			s.waiting = make(map[string]*fifo[*entry])
+		}
+		s.waiting[subject] = f
+	}
+	f.push(e)
+}
+
+// stop keeps e aside until resume.
+func (s *sched) stop(e *entry, why string) {
+	e.until, e.why = time.Time{}, why
+	s.stopped = append(s.stopped, e)
+}
+
+// release makes one entry of each subject eligible: a slot has become free, and
+// if all of them came for it, all but one would have come in vain. The one that
+// gets it calls release again, in case there were several.
 func (s *sched) release() {
-	list := s.waiting
-	s.waiting = nil
+	for subject, f := range s.waiting {
+		for f.len() > 0 {
+			if e := f.pop(); !e.dead {
+				s.push(e)
+				e.trial = true
+				break
+			}
+		}
+		if f.len() == 0 {
+			delete(s.waiting, subject)
+		}
+	}
+}
+
+// resume makes every entry eligible that was stopped, to be looked at again.
+func (s *sched) resume() {
+	list := s.stopped
+	s.stopped = nil
+	s.pushAll(list)
+}
+
+func (s *sched) pushAll(list []*entry) {
 	for _, e := range list {
 		if !e.dead {
 			s.push(e)
 		}
+	}
+}
+
+// pass puts an entry back that pop chose and nobody can serve just now, and
+// lets the next tenant have a turn. Nothing is charged.
+func (s *sched) pass(e *entry) {
+	s.push(e)
+	if s.ring.front().name == e.key.Tenant {
+		s.ring.rotate()
 	}
 }
 

@@ -1,12 +1,15 @@
 package mta
 
 import (
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/mta/outbound"
 	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/store"
 	"github.com/tradewind-mta/tradewind/throttle"
 )
 
@@ -47,9 +50,15 @@ type lane struct {
 	starting int        // of them, those that have not taken their first work yet
 	allowed  int        // runners there may be: grows with success
 	capped   bool       // no further connection until notified
+	stopped  bool       // nothing is begun until notified
 	until    time.Time  // nothing is begun before then
-	why      string     // what until waits for
+	why      string     // what until or stopped waits for
 	failures int        // connection failures in a row
+
+	// notices counts notified. Whoever asks for a permit looks at it before, so
+	// that a notice that comes between the refusal and what is done about it is
+	// not lost: there will be no other.
+	notices atomic.Uint64
 }
 
 // slowStart is how many connections a lane opens before any has succeeded.
@@ -63,6 +72,7 @@ type txn struct {
 	order uint64 // when the site chose it
 	tries int    // connections it was tried on without being looked at
 	first bool   // it was the first message of its last connection
+	trial bool   // its queue is off the schedule until it has its permit
 }
 
 // site returns the site of this key, made on first use.
@@ -185,7 +195,8 @@ func (s *site) wake() {
 func (s *site) notified(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.capped = false
+	l.notices.Add(1)
+	l.capped, l.stopped = false, false
 	s.sched.release()
 	s.kick(s.m.deps.Now())
 }
@@ -212,6 +223,9 @@ func (s *site) kick(now time.Time) {
 			}
 			continue
 		}
+		if l.stopped {
+			continue
+		}
 		for l.starting < l.buf.len() && l.runners < l.limit() && (!l.capped || l.runners == 0) {
 			l.runners++
 			l.starting++
@@ -228,12 +242,13 @@ func (l *lane) limit() int {
 // room reports whether the lane takes another transaction into its buffer: one
 // for each runner that could be started, and one in hand.
 func (l *lane) room(now time.Time) bool {
-	return !l.until.After(now) && l.buf.len() < max(1, l.limit()-l.runners+l.starting)
+	return !l.until.After(now) && !l.stopped && l.buf.len() < max(1, l.limit()-l.runners+l.starting)
 }
 
 // fill leases work from the queues, in fair order, to lanes that have room for
 // it. REQUIRES: s.mu.
 func (s *site) fill(now time.Time) {
+	passed := 0
 	for {
 		if !slices.ContainsFunc(s.lanes, func(l *lane) bool { return l.room(now) }) {
 			return
@@ -243,9 +258,25 @@ func (s *site) fill(now time.Time) {
 			s.wakeBy(next)
 			return
 		}
+		l, until, held := s.pick(e, now)
+		if held {
+			s.suspend(e, until)
+			continue
+		}
+		if l == nil {
+			// The lanes with room are those that are closed to this queue. It
+			// keeps its turn among those that wait for the others.
+			s.sched.pass(e)
+			if passed++; passed > s.sched.size {
+				return
+			}
+			continue
+		}
+		passed = 0
 		items := e.q.Lease(s.transaction(e))
 		s.sched.charge(e.key.Tenant, len(items))
-		if n, _ := e.q.Len(); n > 0 {
+		trial := e.trial
+		if n, _ := e.q.Len(); n > 0 && !trial {
 			s.sched.push(e)
 		} else {
 			// What comes later, from disk or from outside, comes with Ready.
@@ -254,9 +285,8 @@ func (s *site) fill(now time.Time) {
 		if len(items) == 0 {
 			continue
 		}
-		l := s.pick(now)
 		s.chosen++
-		l.buf.push(&txn{q: e.q, items: items, order: s.chosen})
+		l.buf.push(&txn{q: e.q, items: items, order: s.chosen, trial: trial})
 	}
 }
 
@@ -292,40 +322,66 @@ func (s *site) split(domain string) {
 	s.single[domain] = s.m.deps.Now().Add(splitFor)
 }
 
-// pick chooses a lane for the next transaction by the weights of its pool.
-// REQUIRES: s.mu, and a lane with room.
-func (s *site) pick(now time.Time) *lane {
-	if len(s.lanes) == 1 {
-		return s.lanes[0]
+// pick chooses a lane with room for the next transaction of e, by the weights
+// of the pool. It is nil when the lanes that e may use have none; held reports
+// that it may use no lane before until, or before it is resumed when until is
+// zero. REQUIRES: s.mu.
+func (s *site) pick(e *entry, now time.Time) (l *lane, until time.Time, held bool) {
+	open := 0
+	forever := true
+	eligible := func(l *lane) bool {
+		t, stopped := s.m.deps.Throttle.Stopped(now, throttle.Selector{
+			Domain: e.key.Domain, Provider: l.permit.Provider(), Tenant: e.key.Tenant, Campaign: e.key.Campaign, Source: l.source.Name,
+		})
+		switch {
+		case !stopped:
+			open++
+			return l.room(now)
+		case !t.IsZero() && (forever || t.Before(until)):
+			forever, until = false, t
+		}
+		return false
+	}
+	var fit []*lane
+	for _, l := range s.lanes {
+		if eligible(l) {
+			fit = append(fit, l)
+		}
+	}
+	switch {
+	case open == 0:
+		return nil, until, true
+	case len(fit) == 0:
+		return nil, time.Time{}, false
+	case len(s.lanes) == 1:
+		return fit[0], time.Time{}, false
 	}
 	find := func(name string) *lane {
-		i := slices.IndexFunc(s.lanes, func(l *lane) bool { return l.source.Name == name })
+		i := slices.IndexFunc(fit, func(l *lane) bool { return l.source.Name == name })
 		if i < 0 {
 			return nil
 		}
-		return s.lanes[i]
+		return fit[i]
 	}
-	name := s.m.deps.Throttle.Pick(s.key.pool, s.lanes[0].permit.Provider(), func(source string) bool {
-		l := find(source)
-		return l != nil && l.room(now)
-	})
+	name := s.m.deps.Throttle.Pick(s.key.pool, s.lanes[0].permit.Provider(), func(source string) bool { return find(source) != nil })
 	if l := find(name); l != nil {
-		return l
+		return l, time.Time{}, false
 	}
-	i := slices.IndexFunc(s.lanes, func(l *lane) bool { return l.room(now) })
-	return s.lanes[i]
+	return fit[0], time.Time{}, false
 }
 
 // take returns the lane's next transaction, or nil when there is nothing to do
-// for a runner now; the runner then ends. first is set on a runner's first call.
-func (s *site) take(l *lane, first bool) *txn {
+// for a runner now; the runner then ends. first is set on a runner's first call,
+// open when it has a connection: without one it is of no use to a lane that may
+// not open any.
+func (s *site) take(l *lane, first, open bool) *txn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.m.deps.Now()
 	if first {
 		l.starting--
 	}
-	if s.m.soft.Err() == nil && !l.until.After(now) {
+	if s.m.soft.Err() == nil && !l.until.After(now) && !l.stopped && (open || !l.capped) {
 		if l.buf.len() == 0 {
 			s.fill(now)
 		}
@@ -343,6 +399,17 @@ func (s *site) take(l *lane, first bool) *txn {
 		s.drain(l)
 	}
 	return nil
+}
+
+// parked is what a runner that ends calls when it has left its connection to
+// the next one: a lane that may open no further connection can use that one.
+func (s *site) parked(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.capped {
+		l.capped = false
+		s.kick(s.m.deps.Now())
+	}
 }
 
 // drain gives back what a lane has in its buffer. REQUIRES: s.mu.
@@ -364,33 +431,46 @@ func (s *site) succeeded(l *lane) {
 	}
 }
 
-// refused gives a transaction back whose permit was refused, and says how long
-// what was refused has to wait. An entry's own limits (its domain, tenant,
-// campaign) hold the entry; everything else holds the lane.
-func (s *site) refused(l *lane, t *txn, g *throttle.Grant) {
+// refused gives a transaction back whose permit was refused, and sees to it that
+// nobody asks again before there is a reason to: at the time the refusal names,
+// or when the lane is notified. seen are the notices of the lane from before the
+// permit was asked for. What the refusal is about decides what waits: some mail
+// of a queue, a queue, new connections, or the lane.
+func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 	s.m.metrics.held.WithLabelValues(l.permit.Provider(), g.Limit.String()).Inc()
+	now := s.m.deps.Now()
+	if mailScope(g) && g.At.Sub(now) > inHand && s.postpone(t, g, now) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	why := g.Limit.String()
-	if entryLimit(g.Limit) {
-		s.giveBack(t)
-		s.holdEntry(t, g.At, why)
-		return
-	}
-	if g.At.IsZero() {
-		l.capped = true // Notify lifts it
+	stale := g.At.IsZero() && l.notices.Load() != seen
+	switch {
+	case stale:
 		s.giveBack(t)
 		s.keep(t)
-		return
-	}
-	l.until, l.why = later(l.until, g.At), why
-	if g.At.Sub(s.m.deps.Now()) <= inHand {
-		l.putBack(t)
-	} else {
+	case entryLimit(g):
+		s.giveBack(t)
+		s.holdEntry(t, g)
+	case g.At.IsZero() && connectionLimit(g.Limit):
+		l.capped = true // notified lifts it
 		s.giveBack(t)
 		s.keep(t)
+	case g.At.IsZero():
+		l.stopped, l.why = true, g.Limit.String() // notified lifts it
+		s.giveBack(t)
+		s.keep(t)
+	default:
+		l.until, l.why = later(l.until, g.At), g.Limit.String()
+		if g.At.Sub(now) <= inHand {
+			l.putBack(t)
+		} else {
+			s.giveBack(t)
+			s.keep(t)
+		}
+		s.wakeBy(l.until)
 	}
-	s.wakeBy(l.until)
+	s.kick(now)
 }
 
 // inHand is how long a lane keeps a transaction whose permit was refused. It has
@@ -417,13 +497,51 @@ func (s *site) giveBack(t *txn) {
 	s.sched.refund(key.Tenant, len(t.items))
 }
 
-// entryLimit reports limits that concern one queue and not the lane.
-func entryLimit(l throttle.Limit) bool {
+// entryLimit reports refusals that concern one queue, or some of its mail, and
+// not the lane.
+func entryLimit(g *throttle.Grant) bool {
+	switch g.Limit {
+	case throttle.LimitDomain, throttle.LimitTenant, throttle.LimitCampaign, throttle.LimitSenderDomain:
+		return true
+	case throttle.LimitBackoff, throttle.LimitSuspended:
+		return g.Scope != throttle.ScopeSource && g.Scope != throttle.ScopeNetblock
+	}
+	return false
+}
+
+// mailScope reports refusals that concern some mail of a queue and leave the
+// rest of it free to go.
+func mailScope(g *throttle.Grant) bool {
+	return g.Scope == throttle.ScopeSenderDomain || g.Scope == throttle.ScopeDKIMDomain
+}
+
+// connectionLimit reports limits that leave open connections usable.
+func connectionLimit(l throttle.Limit) bool {
 	switch l {
-	case throttle.LimitDomain, throttle.LimitTenant, throttle.LimitCampaign, throttle.LimitSenderDomain, throttle.LimitSuspended:
+	case throttle.LimitConnections, throttle.LimitSourceConnections, throttle.LimitProviderConnections, throttle.LimitMXConnections:
 		return true
 	}
 	return false
+}
+
+// postpone moves the recipients of a transaction to the end of a hold that does
+// not concern the mail behind them in their queue, spread out so that they do
+// not come back in a burst. It reports false when they had to stay.
+func (s *site) postpone(t *txn, g *throttle.Grant, now time.Time) bool {
+	at := g.At.Add(time.Duration(s.m.deps.Rand() * float64(g.At.Sub(now)/10)))
+	for _, it := range t.items {
+		if !at.Before(it.Expires) {
+			return false
+		}
+	}
+	if err := s.m.queue.Postpone(t.items, at); err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sched.refund(t.q.Key().Tenant, len(t.items))
+	s.kick(now)
+	return true
 }
 
 // keep makes sure that the queue of a released transaction is on the schedule.
@@ -436,16 +554,79 @@ func (s *site) keep(t *txn) {
 	}
 }
 
+// suspend keeps an entry off the schedule until a suspension runs out, or until
+// suspensions change when until is zero. REQUIRES: s.mu.
+func (s *site) suspend(e *entry, until time.Time) {
+	why := throttle.LimitSuspended.String()
+	if until.IsZero() {
+		s.sched.stop(e, why)
+		return
+	}
+	s.sched.hold(e, until, why)
+	s.wakeBy(until)
+}
+
+// SuspensionsChanged makes every site look again at what it may send: an
+// operator or a brake has suspended or resumed something.
+func (m *MTA) SuspensionsChanged() {
+	m.mu.Lock()
+	sites := slices.Collect(maps.Values(m.sites))
+	m.mu.Unlock()
+	for _, s := range sites {
+		s.mu.Lock()
+		for _, l := range s.lanes {
+			l.notices.Add(1)
+			l.stopped = false
+		}
+		s.sched.resume()
+		s.kick(m.deps.Now())
+		s.mu.Unlock()
+	}
+}
+
 // holdEntry keeps the queue of a released transaction off the schedule until at,
 // or until a permit of this lane may be had if at is zero. REQUIRES: s.mu.
-func (s *site) holdEntry(t *txn, at time.Time, why string) {
+func (s *site) holdEntry(t *txn, g *throttle.Grant) {
+	at, why := g.At, g.Limit.String()
 	if e := s.entries[t.q]; e != nil {
 		e.dead = true
 	}
 	e := &entry{q: t.q, key: t.q.Key()}
 	s.entries[t.q] = e
-	s.sched.hold(e, at, why)
-	s.wakeBy(at)
+	switch {
+	case !at.IsZero():
+		s.sched.hold(e, at, why)
+		s.wakeBy(at)
+	case g.Limit == throttle.LimitSuspended:
+		s.sched.stop(e, why)
+	default:
+		s.sched.wait(e, why, subject(&e.key, g))
+	}
+}
+
+// subject names what an entry waits for whose permit was refused without a time.
+func subject(key *store.QueueKey, g *throttle.Grant) string {
+	switch {
+	case g.Limit == throttle.LimitTenant, g.Scope == throttle.ScopeTenant:
+		return "t" + key.Tenant
+	case g.Limit == throttle.LimitDomain, g.Scope == throttle.ScopeDomain:
+		return "d" + key.Domain
+	}
+	return "q" + key.String()
+}
+
+// granted is called when t has its permit: if it was on trial, its queue goes
+// on, and others may try who wait for the same.
+func (s *site) granted(t *txn) {
+	if !t.trial {
+		return
+	}
+	t.trial = false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep(t)
+	s.sched.release()
+	s.kick(s.m.deps.Now())
 }
 
 // connectFailed rests the lane after no host could be reached.

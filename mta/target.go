@@ -8,6 +8,7 @@ import (
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/mta/outbound"
 	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/throttle"
 )
 
 // targetKey asks where a pool's mail for a domain goes.
@@ -68,7 +69,7 @@ func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
 		if r.TLS != "" {
 			policy = r.TLS
 		}
-		sk := siteKey{pool: key.pool, site: "route:" + strings.Join(r.NextHops, ","), tls: mustPolicy(policy)}
+		sk := siteKey{pool: key.pool, site: "route:" + strings.Join(r.NextHops, ",")}
 		hops := make([]hop, 0, len(r.NextHops))
 		hosts := make([]string, 0, len(r.NextHops))
 		for _, h := range r.NextHops {
@@ -80,7 +81,9 @@ func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
 			hops = append(hops, hop{host: host, addr: ip, port: port})
 			hosts = append(hosts, host)
 		}
-		return m.site(sk, key.domain, append(hosts, routeHost), hops), now.Add(routeLife), nil
+		hosts = append(hosts, routeHost)
+		sk.tls = m.policy(policy, hosts, key.domain)
+		return m.site(sk, key.domain, hosts, hops), now.Add(routeLife), nil
 	}
 	route, reply := m.deps.Resolver.Route(m.soft, key.domain)
 	if reply != nil {
@@ -94,8 +97,38 @@ func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
 	if expires.IsZero() {
 		expires = now.Add(routeLife)
 	}
-	return m.site(siteKey{pool: key.pool, site: route.Site, tls: mustPolicy(policy)}, key.domain, hosts, nil), expires, nil
+	sk := siteKey{pool: key.pool, site: route.Site, tls: m.policy(policy, hosts, key.domain)}
+	return m.site(sk, key.domain, hosts, nil), expires, nil
 }
+
+// policy is the stricter of the policy configured for a destination and what
+// the shaping rules ask for mail to domain there. Connections are shared only
+// under one policy, so a domain that asks for more has a site of its own.
+func (m *MTA) policy(name string, hosts []string, domain string) outbound.TLSPolicy {
+	p := mustPolicy(name)
+	if t := m.deps.Throttle.Policy(hosts, domain); t != throttle.TLSUnset {
+		p = stricter(p, shapingPolicy(t))
+	}
+	return p
+}
+
+// shapingPolicy is what a shaping rule asks for, in our terms.
+func shapingPolicy(t throttle.TLS) outbound.TLSPolicy {
+	switch t {
+	case throttle.TLSOff:
+		return outbound.Off
+	case throttle.TLSRequired:
+		return outbound.Required
+	case throttle.TLSVerify:
+		return outbound.Verify
+	}
+	return outbound.Opportunistic
+}
+
+// stricter returns the policy that leaves less open. Opportunistic asks for
+// nothing, so it yields to everything, to off as well: whoever writes that knows
+// of a STARTTLS that does not work.
+func stricter(a, b outbound.TLSPolicy) outbound.TLSPolicy { return max(a, b) }
 
 // mustPolicy reads a policy that Validate has accepted.
 func mustPolicy(name string) outbound.TLSPolicy {

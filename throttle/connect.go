@@ -86,7 +86,7 @@ func (e *Engine) takeMX(v *verdict, mx netip.Addr, set *Value, l *Lane, dry bool
 		e.mx[mx] = n
 	}
 	if set != nil && n.busy >= set.N {
-		v.full, v.limit, v.rule = true, LimitMXConnections, &set.Origin
+		v.stop(LimitMXConnections, &set.Origin, ScopeNone)
 		if !dry && !slices.Contains(n.waiting, l) {
 			n.waiting = append(n.waiting, l)
 		}

@@ -377,3 +377,16 @@ func (l *Lane) TLS(domain string) (TLS, *Origin) {
 // whose permit was refused without a time may ask again: once per run of
 // refusals. It must not block.
 func (l *Lane) Notify(fn func()) { l.notify.Store(&fn) }
+
+// Policy is what the rules ask of connections that carry mail for a domain to
+// these hosts, before a source is chosen. It changes with a reload.
+func (e *Engine) Policy(hosts []string, domain string) TLS {
+	r := e.rules.Load()
+	if v := r.effective(r.provider(hosts, nil, domain), domain, "").val[KeyTLS]; v != nil {
+		return v.TLS
+	}
+	return TLSUnset
+}
+
+// IPv6 reports whether mail for domain may go over IPv6.
+func (l *Lane) IPv6(domain string) bool { return l.Limits(domain).Bool(KeyIPv6, true) }

@@ -188,21 +188,19 @@ func (h *hold) check(v *verdict, now, open int64) {
 	origin := &h.rule.Origin
 	switch h.state {
 	case StateHeld:
-		v.time(h.until, now, LimitBackoff, origin)
+		v.held(h.until, now, LimitBackoff, origin, h.key.scope)
 	case StateDisabled:
-		if !v.full {
-			v.full, v.limit, v.rule = true, LimitSuspended, origin
-		}
+		v.stop(LimitSuspended, origin, h.key.scope)
 	case StateProbe, StateRamp, StateSlowed:
 		used := h.busy
 		if open >= 0 {
 			used = open
 		}
-		if used >= h.cap && !v.full {
-			v.full, v.limit, v.rule = true, LimitBackoff, origin
+		if used >= h.cap {
+			v.stop(LimitBackoff, origin, h.key.scope)
 		}
 		if h.state == StateSlowed && open < 0 {
-			v.time(h.next, now, LimitBackoff, origin)
+			v.held(h.next, now, LimitBackoff, origin, h.key.scope)
 		}
 	}
 }

@@ -74,13 +74,26 @@ type verdict struct {
 	at    int64
 	limit Limit
 	rule  *Origin
+	scope Scope // of a hold or a suspension
 	max   int64 // recipients that would do
 }
 
 // time records that a rate or hold has room only at the given time.
 func (v *verdict) time(at, now int64, l Limit, rule *Origin) {
+	v.held(at, now, l, rule, ScopeNone)
+}
+
+// held is time for a hold or a suspension of some scope.
+func (v *verdict) held(at, now int64, l Limit, rule *Origin, scope Scope) {
 	if at > now && at > v.at && !v.full {
-		v.at, v.limit, v.rule = at, l, rule
+		v.at, v.limit, v.rule, v.scope = at, l, rule, scope
+	}
+}
+
+// stop records that nothing goes until somebody says so.
+func (v *verdict) stop(l Limit, rule *Origin, scope Scope) {
+	if !v.full {
+		v.full, v.limit, v.rule, v.scope = true, l, rule, scope
 	}
 }
 
@@ -93,7 +106,7 @@ func (v *verdict) meter(m *meter, set *Value, now, n int64, l Limit) {
 
 // slot records that busy of a count are in use.
 func (v *verdict) slot(busy int64, set *Value, l Limit) {
-	if set != nil && busy >= set.N && !v.full {
-		v.full, v.limit, v.rule = true, l, &set.Origin
+	if set != nil && busy >= set.N {
+		v.stop(l, &set.Origin, ScopeNone)
 	}
 }

@@ -19,6 +19,10 @@ type Grant struct {
 	Limit Limit
 	// Rule is where that limit was written; nil if it was not in a file.
 	Rule *Origin
+	// Scope says what the hold or the suspension that refused is about: the
+	// whole lane with ScopeSource and ScopeNetblock, otherwise only some of its
+	// mail. ScopeNone with every other limit.
+	Scope Scope
 	// Max is how many recipients would do, with LimitRecipients, or with
 	// LimitWarmup when some of today's volume is left.
 	Max int
@@ -47,7 +51,7 @@ const maxHeld = 7
 // the lane waits. REQUIRES: g.mu.
 func (l *Lane) refuse(g *group, now int64, v *verdict, dry bool) Grant {
 	if dry {
-		grant := Grant{OK: v.limit == LimitNone, Limit: v.limit, Rule: v.rule, Max: int(v.max)}
+		grant := Grant{OK: v.limit == LimitNone, Limit: v.limit, Rule: v.rule, Scope: v.scope, Max: int(v.max)}
 		if !v.full {
 			grant.At = l.e.time(v.at)
 		}
@@ -58,7 +62,7 @@ func (l *Lane) refuse(g *group, now int64, v *verdict, dry bool) Grant {
 	}
 	l.lost = v.limit
 	g.m.refused(v.limit)
-	grant := Grant{Limit: v.limit, Rule: v.rule, Max: int(v.max)}
+	grant := Grant{Limit: v.limit, Rule: v.rule, Scope: v.scope, Max: int(v.max)}
 	if !v.full {
 		grant.At = l.e.time(v.at)
 		return grant

@@ -22,7 +22,7 @@ type session struct {
 	nc, raw net.Conn
 	addr    string
 	client  *client
-	over    bool // above the limit of connections
+	above   bool // above the limit of connections
 	in, out []byte
 	r, w    int
 	armed   time.Time // when the read deadline was last moved
@@ -33,6 +33,7 @@ type session struct {
 	tls      bool
 	messages int
 	tx       transaction
+	over     func() // ends the transaction for SinkConfig.OnMail
 }
 
 // transaction is the state between MAIL and the end of the message; it is
@@ -54,6 +55,7 @@ func (ss *session) serve() {
 	s := ss.sink
 	defer s.leave(ss)
 	defer ss.raw.Close()
+	defer ss.reset()
 	b, _ := s.bufs.Get().(*[2][]byte)
 	if b == nil {
 		b = &[2][]byte{make([]byte, inSize), make([]byte, 0, 4<<10)}
@@ -63,7 +65,7 @@ func (ss *session) serve() {
 		b[1] = ss.out[:0]
 		s.bufs.Put(b)
 	}()
-	if ss.over {
+	if ss.above {
 		s.refused.Add(1)
 		ss.say(s.prof.connections)
 		ss.flush()
@@ -213,6 +215,10 @@ func (ss *session) command(line []byte) error {
 }
 
 func (ss *session) reset() {
+	if ss.over != nil {
+		ss.over()
+		ss.over = nil
+	}
 	ss.tx = transaction{from: ss.tx.from[:0], domain: ss.tx.domain[:0]}
 	ss.busy.Store(false)
 }
@@ -287,6 +293,14 @@ func (ss *session) mail(arg []byte) {
 		return
 	}
 	ss.reset()
+	if s.cfg.OnMail != nil {
+		var reply string
+		if reply, ss.over = s.cfg.OnMail(ss.addr, string(addr)); reply != "" {
+			ss.over = nil
+			ss.say(reply)
+			return
+		}
+	}
 	ss.tx.open = true
 	ss.tx.from = append(ss.tx.from, addr...)
 	ss.busy.Store(true)

@@ -51,6 +51,10 @@ type SinkConfig struct {
 	// the connection's goroutine; what it is given belongs to it. If set, the
 	// message is hashed, which costs more than receiving it.
 	OnMessage func(*Received)
+	// OnMail is called for every MAIL that no limit has refused, with the client's
+	// address. A reply that is not empty refuses it. Otherwise over, unless nil,
+	// is called when the transaction has ended, before its last reply goes out.
+	OnMail func(client, from string) (reply string, over func())
 	// KeepBody hands the message itself to OnMessage.
 	KeepBody bool
 
@@ -250,7 +254,7 @@ func (s *Sink) enter(nc net.Conn) *session {
 	}
 	cl.open++
 	ss := &session{sink: s, nc: nc, raw: nc, addr: addr, client: cl}
-	ss.over = s.cfg.Limits.Connections > 0 && cl.open > s.cfg.Limits.Connections
+	ss.above = s.cfg.Limits.Connections > 0 && cl.open > s.cfg.Limits.Connections
 	s.live[ss] = struct{}{}
 	return ss
 }
