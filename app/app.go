@@ -81,6 +81,7 @@ type App struct {
 	hooks    *webhooks
 	queue    *queue.Manager
 	throttle *throttle.Engine
+	shaping  *shapingState
 	resolver *mx.Resolver
 	mta      *mta.MTA
 	door     *inject.Injector
@@ -342,6 +343,7 @@ func (a *App) record(events ...*message.Event) {
 	b := a.spool.NewBatch(0)
 	defer b.Close()
 	a.journal.Append(b, events...)
+	a.shaping.heard(events)
 	if err := b.CommitLazy(); err != nil && !errors.Is(err, store.ErrDead) {
 		a.log.Error("journal", "err", err)
 	}
@@ -352,7 +354,8 @@ func (a *App) buildDelivery() error {
 	if len(problems) > 0 {
 		return fmt.Errorf("app: shaping: %s", problems[0])
 	}
-	a.throttle = throttle.New(rules, throttle.Options{Now: a.opt.Now, Registerer: a.registry})
+	a.shaping = newShapingState(a)
+	a.throttle = throttle.New(rules, throttle.Options{Now: a.opt.Now, Registerer: a.registry, Reserve: a.shaping.poke})
 	var err error
 	a.resolver, err = mx.New(mx.Config{
 		Servers: a.cfg.DNS.Servers, Timeout: a.cfg.DNS.Timeout, Family: mx.Family(a.cfg.DNS.Family),
@@ -373,6 +376,9 @@ func (a *App) buildDelivery() error {
 		Now: a.opt.Now, Rand: a.opt.Rand, Logger: a.log, Registerer: a.registry,
 	})
 	if err != nil {
+		return err
+	}
+	if err := a.shaping.load(); err != nil {
 		return err
 	}
 	a.queue, err = queue.New(a.cfg.Queue, queue.Deps{
@@ -519,10 +525,12 @@ func (a *App) Reload(cfg *configs.Config) (restart []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	old := a.throttle.Rules()
+	a.throttle.Reload(rules) // first: sites are found again under them
 	if err := a.mta.Configure(settings); err != nil {
+		a.throttle.Reload(old)
 		return nil, err
 	}
-	a.throttle.Reload(rules)
 	a.queue.SetConfig(cfg.Queue)
 	a.setTenants(tenants)
 	a.mint.ring.Store(ring)

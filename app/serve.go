@@ -182,6 +182,7 @@ func (a *App) Run(ctx context.Context) error {
 		start("sinks", a.sinks.Run),
 		start("suppression", a.list.Run),
 		start("free space", a.pressure.run),
+		start("shaping state", a.shaping.run),
 		start("queue", a.queue.Run),
 		start("delivery", a.mta.Run),
 	}

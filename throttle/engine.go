@@ -20,6 +20,11 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// Pools are what Pick chooses from; SetPools changes them.
 	Pools []Pool
+	// Reserve is called when a warm-up needs volume that is written down before
+	// it is used: the caller saves a snapshot that Engine.Reserve has raised, and
+	// then calls Engine.Reserved. It must not block, nor call the engine. Nil
+	// means that nobody writes anything down, and nothing is waited for.
+	Reserve func()
 	// MaxKeys bounds, per provider, how many tenants, campaigns, domains and
 	// sender domains are counted at once. Beyond it a permit that needs a new
 	// counter waits. Default: 65536.

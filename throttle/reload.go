@@ -81,3 +81,6 @@ func wake(lanes []*Lane) {
 		}
 	}
 }
+
+// Rules returns the rules in force.
+func (e *Engine) Rules() *Rules { return e.rules.Load() }

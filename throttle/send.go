@@ -129,6 +129,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 	}
 	if warm != nil {
 		warm.sent += n
+		warm.began = true
 	}
 	grant.holds.take(at)
 	l.sn.roll(at)

@@ -60,6 +60,8 @@ type WarmupState struct {
 	Day      int    `json:"day"`  // sending days completed
 	Date     int64  `json:"date"` // UTC days since 1970
 	Sent     int64  `json:"sent"`
+	Reserved int64  `json:"reserved,omitempty"` // what may have been sent after this was saved
+	Unsure   bool   `json:"unsure,omitempty"`   // nothing is known to have been sent on Date
 	Tried    int64  `json:"tried,omitempty"`
 	Deferred int64  `json:"deferred,omitempty"`
 }
@@ -117,7 +119,7 @@ func (e *Engine) Snapshot(now time.Time) *Snapshot {
 			if w := sn.warm; w != nil {
 				s.Warmups = append(s.Warmups, WarmupState{
 					Source: sn.src.name, Provider: g.name, Site: g.site,
-					Day: w.day, Date: w.date, Sent: w.sent, Tried: w.tried, Deferred: w.deferred,
+					Day: w.day, Date: w.date, Sent: w.sent, Unsure: w.sent > 0 && !w.began, Tried: w.tried, Deferred: w.deferred,
 				})
 			}
 		}
@@ -147,12 +149,14 @@ func (e *Engine) Restore(s *Snapshot) error {
 		e.restoreHold(&s.Holds[i])
 	}
 	for _, w := range s.Warmups {
-		if w.Source == "" || w.Day < 0 || w.Day > maxWarmupDays || w.Sent < 0 {
+		if w.Source == "" || w.Day < 0 || w.Day > maxWarmupDays || w.Sent < 0 || w.Reserved < 0 {
 			continue
 		}
 		g := e.groupNamed(w.Provider, w.Site)
 		g.mu.Lock()
-		g.source(e.sourceNamed(w.Source)).warm = &warmState{day: w.Day, date: w.Date, sent: w.Sent, tried: w.Tried, deferred: w.Deferred}
+		g.source(e.sourceNamed(w.Source)).warm = &warmState{
+			day: w.Day, date: w.Date, sent: max(w.Sent, w.Reserved), began: w.Sent > 0 && !w.Unsure, tried: w.Tried, deferred: w.Deferred,
+		}
 		g.mu.Unlock()
 	}
 	for i := range s.Rates {

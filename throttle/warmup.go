@@ -23,6 +23,9 @@ type warmState struct {
 	day      int   // index into the volumes
 	date     int64 // days since 1970 that sent belongs to
 	sent     int64
+	reserved int64 // up to where sent may go before more is written down
+	wanted   bool  // more should be written down
+	began    bool  // something was sent on this date for certain
 	tried    int64 // attempts that had an answer
 	deferred int64
 }
@@ -37,10 +40,10 @@ func (w *warmState) roll(plan *warmup, now int64) {
 		return
 	}
 	bad := plan.sample > 0 && w.tried >= plan.sample && float64(w.deferred) > plan.deferred*float64(w.tried)
-	if w.sent > 0 && !bad {
+	if w.began && !bad {
 		w.day++
 	}
-	w.date, w.sent, w.tried, w.deferred = date, 0, 0, 0
+	*w = warmState{day: w.day, date: date}
 }
 
 // left is how much may still go today, and whether the schedule still limits.
@@ -73,13 +76,89 @@ func (l *Lane) warming(v *verdict, now, n int64) *warmState {
 		l.sn.warm = w
 	}
 	w.roll(plan, now)
-	if left, limited := w.left(plan); limited && n > left {
+	left, limited := w.left(plan)
+	switch {
+	case !limited:
+	case n > left:
 		v.time((w.date+1)*nsPerDay, now, LimitWarmup, &plan.origin)
 		if v.limit == LimitWarmup {
 			v.max = left
 		}
+	case l.e.opt.Reserve != nil:
+		block := w.block(plan)
+		if w.sent+n > w.reserved {
+			v.stop(LimitWarmup, &plan.origin, ScopeNone)
+		}
+		if w.sent+n > w.reserved-block/2 && w.reserved < plan.volumes[w.day] {
+			w.wanted = true
+			l.e.opt.Reserve()
+		}
 	}
 	return w
+}
+
+// minBlock is how much of a day's volume is written down at a time, at least.
+const minBlock = 100
+
+// block is how much of a day's volume is written down at a time, and so what a
+// crash may waste of it: what was reserved counts as sent then.
+func (w *warmState) block(plan *warmup) int64 {
+	if w.day >= len(plan.volumes) {
+		return 0
+	}
+	return max(minBlock, plan.volumes[w.day]/100)
+}
+
+// Reserve raises the volumes of warm-ups in a snapshot that is about to be
+// saved: what is sent until the next save then counts from the start, so that no
+// crash lets a day's volume be exceeded. Call Reserved when it is on stable
+// storage.
+func (e *Engine) Reserve(s *Snapshot) {
+	e.eachWarmup(s, func(w *warmState, st *WarmupState, block int64) {
+		if st.Reserved = w.reserved; w.wanted {
+			st.Reserved = max(st.Reserved, w.sent+block)
+		}
+	})
+}
+
+// Reserved lets warm-ups use what a saved snapshot has reserved for them.
+func (e *Engine) Reserved(s *Snapshot) {
+	raised := false
+	e.eachWarmup(s, func(w *warmState, st *WarmupState, _ int64) {
+		if w.day == st.Day && w.date == st.Date && st.Reserved > w.reserved {
+			w.reserved, w.wanted, raised = st.Reserved, false, true
+		}
+	})
+	if raised {
+		e.wakeAll()
+	}
+}
+
+// eachWarmup calls fn for the warm-ups of a snapshot that still go on.
+func (e *Engine) eachWarmup(s *Snapshot, fn func(w *warmState, st *WarmupState, block int64)) {
+	rules := e.rules.Load()
+	groups := map[[2]string]*group{}
+	for _, g := range e.allGroups() {
+		groups[[2]string{g.name, g.site}] = g
+	}
+	for i := range s.Warmups {
+		st := &s.Warmups[i]
+		g := groups[[2]string{st.Provider, st.Site}]
+		if g == nil {
+			continue
+		}
+		g.mu.Lock()
+		for _, sn := range g.sources {
+			v := rules.effective(rules.byName[g.name], "", sn.src.name).val[KeyWarmup]
+			if sn.src.name != st.Source || sn.warm == nil || v == nil {
+				continue
+			}
+			if plan := rules.warmups[v.Name]; plan != nil {
+				fn(sn.warm, st, sn.warm.block(plan))
+			}
+		}
+		g.mu.Unlock()
+	}
 }
 
 // WarmupLeft is how many recipients a source may still have at a provider
