@@ -16,8 +16,10 @@ func (ss *session) data() error {
 	s := ss.sink
 	var d body
 	if s.cfg.OnMessage != nil {
-		d.sum = sha256.New()
 		d.keep = s.cfg.KeepBody
+		if !s.cfg.NoSum {
+			d.sum = sha256.New()
+		}
 	}
 	d.limit = s.cfg.MaxSize
 	if err := ss.readData(&d); err != nil {
@@ -54,24 +56,28 @@ func (ss *session) hook(d *body, text string) {
 		From: string(ss.tx.from), To: ss.tx.to, Bounced: ss.tx.bounced,
 		Accepted: code == 250, Code: code, Size: d.size, Body: d.kept,
 	}
-	d.sum.Sum(m.Sum[:0])
+	if d.sum != nil {
+		d.sum.Sum(m.Sum[:0])
+	}
 	ss.sink.cfg.OnMessage(m)
 }
 
 // body takes the octets of a message.
 type body struct {
 	size, limit int64
-	sum         hash.Hash // nil: only count
+	sum         hash.Hash // nil: nobody wants to know
 	keep        bool
 	kept        []byte
 }
 
 func (d *body) add(p []byte) {
 	d.size += int64(len(p))
-	if d.sum == nil || d.size > d.limit {
+	if d.size > d.limit {
 		return
 	}
-	d.sum.Write(p)
+	if d.sum != nil {
+		d.sum.Write(p)
+	}
 	if d.keep {
 		d.kept = append(d.kept, p...)
 	}

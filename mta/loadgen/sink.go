@@ -49,8 +49,10 @@ type SinkConfig struct {
 
 	// OnMessage is called for every message before its reply goes out, from
 	// the connection's goroutine; what it is given belongs to it. If set, the
-	// message is hashed, which costs more than receiving it.
+	// message is hashed, which costs more than receiving it, unless NoSum is
+	// set too.
 	OnMessage func(*Received)
+	NoSum     bool
 	// OnMail is called for every MAIL that no limit has refused, with the client's
 	// address. A reply that is not empty refuses it. Otherwise over, unless nil,
 	// is called when the transaction has ended, before its last reply goes out.
@@ -85,7 +87,7 @@ type Received struct {
 	// send a delivery report for them.
 	Bounced []string
 	Size    int64    // octets, dot-unstuffed, final dot not counted
-	Sum     [32]byte // SHA-256 of these octets
+	Sum     [32]byte // SHA-256 of these octets; zero with NoSum
 	Body    []byte   // the same octets, if KeepBody
 }
 

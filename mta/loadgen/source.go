@@ -50,6 +50,8 @@ type Source struct {
 	FirstID int
 	// Timeout is the longest wait for a reply. Default: 60 s.
 	Timeout time.Duration
+	// OnBegin is called before message id is begun, from several goroutines.
+	OnBegin func(id string, at time.Time)
 	// OnAck is called once for every message that was begun, from several
 	// goroutines: id is in its X-Load-ID field. code is the reply to the final
 	// dot, or to the command that was refused; 0 means unknown: the connection

@@ -53,6 +53,9 @@ func (w *worker) work(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		id := w.run.tmpl.number(w.msg, w.run.FirstID+n)
 		start := time.Now()
+		if w.run.OnBegin != nil {
+			w.run.OnBegin(id, start)
+		}
 		code, text, err := w.send(ctx, n)
 		at := time.Now()
 		stop()
