@@ -10,10 +10,12 @@ FUZZTIME   ?= 1m
 CYCLES     ?= 200
 SOAK       ?= 30m
 
-.PHONY: help build run demo test check bench soak crash fuzz interop deps
+BENCHFLAGS ?=
+
+.PHONY: help build run demo test check bench bench-smoke bench-parts soak crash fuzz interop deps
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 build: ## build bin/tradewind
 	@$(GO) build $(BUILDFLAGS) -o bin/tradewind ./cmd/tradewind
@@ -30,7 +32,13 @@ test: ## the tests; needs Go and nothing else
 check: ## what CI runs: formatting, vet, staticcheck, race, fuzz, crash, interop
 	@.ci/run --no-install
 
-bench: ## every benchmark, with allocations
+bench: build ## Tradewind beside Postfix, 25 minutes, into docs/BENCHMARKS.md (BENCHFLAGS=-quick: 5)
+	@$(GO) run ./test/bench -out docs/bench -doc docs/BENCHMARKS.md $(BENCHFLAGS)
+
+bench-smoke: build ## the same with few messages: does it run, is anything lost
+	@$(GO) run ./test/bench -short -require-postfix >/dev/null
+
+bench-parts: ## every benchmark of a package, with allocations
 	@$(GO) test -run '^$$' -bench . -benchmem ./...
 
 soak: ## SOAK=30m of load on the real binary, watching for leaks and losses

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// finding is what one scenario found, a row of its table.
+type finding struct {
+	Name   string
+	What   string
+	Result string
+	Values map[string]float64
+}
+
+// scenarios are what the matrix cannot show: Tradewind alone.
+func (r *report) scenarios(ctx context.Context) error {
+	for _, s := range []struct {
+		name string
+		long bool // not in the quick run
+		run  func(context.Context, *tradewind) error
+	}{
+		{"batch", false, r.batch},
+		{"half", false, r.half},
+		{"distance", false, r.distance},
+		{"volume", true, r.volume},
+		{"domains", true, r.domains},
+	} {
+		if !r.wants(s.name) || (s.long && r.quick) {
+			continue
+		}
+		progress("%s", s.name)
+		t := &tradewind{name: nameTradewind, binary: r.binary, dir: filepath.Join(r.work, "scenario")}
+		if err := s.run(ctx, t); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+func (r *report) found(name, what string, values map[string]float64, format string, args ...any) {
+	progress("%s: %s: "+format, append([]any{name, what}, args...)...)
+	r.Findings = append(r.Findings, finding{name, what, fmt.Sprintf(format, args...), values})
+}
+
+// nowhere is a next hop where nobody listens: mail stays in the queue.
+const nowhere = "127.0.0.1:1"
+
+// batch sends requests of many personalised messages and delivers none of
+// them: the price of a recipient before signing.
+func (r *report) batch(ctx context.Context, t *tradewind) error {
+	recipients := max(int(10000*r.scale), 100)
+	t.next = nowhere
+	c := matrix()[0]
+	if err := t.start(ctx, &c, ""); err != nil {
+		return err
+	}
+	defer t.stop()
+	body, err := batchBody(recipients)
+	if err != nil {
+		return err
+	}
+	var costs, times []float64
+	for range max(r.rounds, 2) {
+		before, err := idle(ctx, t)
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		resp, err := http.Post("http://"+t.http()+"/v1/messages", "application/json", bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		var answer struct{ Accepted int }
+		err = json.NewDecoder(resp.Body).Decode(&answer)
+		resp.Body.Close()
+		took := time.Since(start)
+		if err != nil || resp.StatusCode != http.StatusAccepted || answer.Accepted != recipients {
+			return fmt.Errorf("%w: status %d, %d of %d recipients accepted, %v", errLost, resp.StatusCode, answer.Accepted, recipients, err)
+		}
+		after, err := idle(ctx, t)
+		if err != nil {
+			return err
+		}
+		costs = append(costs, float64((after.cpu-before.cpu).Microseconds())/float64(recipients))
+		times = append(times, took.Seconds())
+	}
+	cost, seconds := spreadOf(costs), spreadOf(times)
+	r.found("batch", fmt.Sprintf("one HTTP request, %d personalised messages of 10 KiB, durable, not yet signed", recipients),
+		map[string]float64{"cpu_us": cost.median, "seconds": seconds.median},
+		"%s µs of CPU a recipient; %s s a request", cost.text(0), seconds.text(2))
+	return nil
+}
+
+func batchBody(recipients int) ([]byte, error) {
+	type rcpt struct {
+		Email         string            `json:"email"`
+		Substitutions map[string]string `json:"substitutions"`
+	}
+	list := make([]rcpt, recipients)
+	for i := range list {
+		list[i] = rcpt{fmt.Sprintf("user%d@d%d.example", i, i%1000), map[string]string{"name": fmt.Sprintf("Reader %d", i), "city": "Lisbon"}}
+	}
+	line := "<p>Dear {{name}}, the quick brown fox of {{city}} jumps over the lazy dog.</p>\n"
+	rest := "<p>And runs on to the next line, where it meets another dog, as lazy.</p>\n"
+	html := line + strings.Repeat(rest, (10*kib-600)/len(rest)) + line
+	return json.Marshal(map[string]any{"from": "News <news@sender.example>", "subject": "Hello {{name}}", "html": html, "recipients": list})
+}
+
+// half offers half of what Tradewind can do at the most, for as long as -stall
+// says, and looks at the acknowledgements.
+func (r *report) half(ctx context.Context, t *tradewind) error {
+	c := matrix()[0]
+	peak := r.peak(c.name)
+	if peak == 0 {
+		s, err := measure(ctx, t, &c, 0, c.count(t, r.scale), 0)
+		if err != nil {
+			return err
+		}
+		peak = s.rate()
+	}
+	rate := peak / 2
+	s, err := measure(ctx, t, &c, 0, int(rate*r.stall.Seconds()), rate)
+	if err != nil {
+		return err
+	}
+	r.found("half", fmt.Sprintf("10 KiB at half of the peak, %.0f messages/s for %v", rate, r.stall),
+		map[string]float64{"p50": s.Accept.P50, "p99": s.Accept.P99, "max": s.Accept.Max, "gap": s.Longest.Seconds(), "fsyncs": s.Accept.P99 / r.machine.FsyncP50.Seconds()},
+		"answer to DATA p50 %s, p99 %s (%.1f × the median fsync), p99.9 %s, longest %s; longest time without an answer %s; %.0f µs of CPU a message",
+		ms(s.Accept.P50), ms(s.Accept.P99), s.Accept.P99/r.machine.FsyncP50.Seconds(), ms(s.Accept.P999), ms(s.Accept.Max), ms(s.Longest.Seconds()), s.cpu())
+	return nil
+}
+
+// distance drains the same queue into a sink that answers at once and into one
+// that takes 100 ms, over as many connections as there may be.
+func (r *report) distance(ctx context.Context, t *tradewind) error {
+	messages := max(int(60000*r.scale), 1000)
+	lanes := min(10000, messages)
+	rates := map[time.Duration]float64{}
+	for _, latency := range []time.Duration{0, 100 * time.Millisecond} {
+		c := matrix()[0]
+		c.latency = latency
+		f, err := newFar(&c)
+		if err != nil {
+			return err
+		}
+		err = r.drain(ctx, t, f, &c, messages, lanes, rates)
+		f.close()
+		if err != nil {
+			return err
+		}
+	}
+	r.found("distance", "throughput at 100 ms a reply, as a share of the sink that answers at once",
+		map[string]float64{"share": rates[100*time.Millisecond] / rates[0]}, "%.0f %%", 100*rates[100*time.Millisecond]/rates[0])
+	return nil
+}
+
+// drain fills a queue and measures how fast it empties.
+func (r *report) drain(ctx context.Context, t *tradewind, f *far, c *cell, messages, lanes int, rates map[time.Duration]float64) error {
+	// Filled while nobody listens at the far end, and delivered after a
+	// restart: source and relay do not compete.
+	t.next, t.keep = nowhere, false
+	near := *c
+	near.latency = 0
+	if err := t.start(ctx, &near, ""); err != nil {
+		return err
+	}
+	l, err := offer(ctx, t, f, &near, "user", messages, 0)
+	t.stop()
+	if err != nil {
+		return err
+	}
+	f.ledger.Store(l)
+	t.next, t.keep = "", true
+	t.lanes = lanes
+	if err := t.start(ctx, c, f.addr); err != nil {
+		return err
+	}
+	defer t.stop()
+	start := time.Now()
+	base := peakOf(t.pid())
+	if err := l.wait(ctx); err != nil {
+		return err
+	}
+	// Counted from the first delivery: the restart is not what is measured.
+	var times []int64
+	for i := range l.arrived {
+		times = append(times, l.arrived[i].Load())
+	}
+	slices.Sort(times)
+	after, err := idle(ctx, t)
+	if err != nil {
+		return err
+	}
+	if n := l.twice.Load(); n > 0 {
+		return fmt.Errorf("%w: %d deliveries too many", errLost, n)
+	}
+	span := time.Duration(times[len(times)-1] - min(times[0], l.at(start)))
+	rate := float64(messages) / span.Seconds()
+	rates[c.latency] = rate
+	peak := f.sink.Counts().Peak
+	perConn := float64(peakOf(t.pid())-base) / float64(max(peak, 1))
+	r.found("distance", fmt.Sprintf("%d waiting messages of 10 KiB into a sink that takes %v a reply, up to %d connections", messages, c.latency, lanes),
+		map[string]float64{"rate": rate, "connections": float64(peak), "octets_per_connection": perConn, "cpu_us": float64(after.cpu.Microseconds()) / float64(messages)},
+		"%.0f messages/s over %d connections at a time; memory grew by %.0f KiB a connection; %.0f µs of CPU a message", rate, peak, perConn/1024, float64(after.cpu.Microseconds())/float64(messages))
+	return nil
+}
+
+// volume shows that a message costs the same however many there were before.
+func (r *report) volume(ctx context.Context, t *tradewind) error {
+	counts := []int{1000, 10000, 100000}
+	if r.short {
+		counts = counts[2:]
+	}
+	if r.long {
+		counts = append(counts, 1000000)
+	}
+	for _, n := range counts {
+		c := matrix()[1] // 1 KiB: the keys are what piles up
+		n = max(int(float64(n)*r.scale), 100)
+		s, err := measure(ctx, t, &c, 0, n, 0)
+		if err != nil {
+			return err
+		}
+		r.found("volume", fmt.Sprintf("%d messages of 1 KiB in one run", n), map[string]float64{"n": float64(n), "cpu_us": s.cpu()},
+			"%.0f µs of CPU a message, %.0f messages/s", s.cpu(), s.rate())
+	}
+	return nil
+}
+
+// domains shows that a message costs the same however many destinations there are.
+func (r *report) domains(ctx context.Context, t *tradewind) error {
+	counts := []int{1, 100, 10000, 100000}
+	if r.short {
+		counts = counts[3:]
+	}
+	for _, n := range counts {
+		c := matrix()[1]
+		c.domains = n
+		messages := 100000
+		if r.long && n == 100000 {
+			messages = 1000000
+		}
+		messages = max(int(float64(messages)*r.scale), 100)
+		s, err := measure(ctx, t, &c, 0, messages, 0)
+		if err != nil {
+			return err
+		}
+		r.found("domains", fmt.Sprintf("%d messages of 1 KiB to %d domains", messages, n), map[string]float64{"n": float64(n), "cpu_us": s.cpu()},
+			"%.0f µs of CPU a message, %.0f messages/s", s.cpu(), s.rate())
+	}
+	return nil
+}
