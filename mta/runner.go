@@ -507,7 +507,7 @@ func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *th
 			},
 			EHLO: l.source.EHLO, Host: cand.host, Addr: cand.addr, Source: l.source.Name,
 			TLS: policy, Fallback: m.fallback, Timeouts: set.Config.Timeouts.outbound(),
-			Buffers: &m.buffers, OnClose: release,
+			Buffers: &m.buffers, OnClose: release, Life: m.hard,
 		}
 		if opt.EHLO == "" {
 			opt.EHLO = set.Hostname

@@ -20,16 +20,17 @@ const (
 	writeSize = 16 << 10 // one TLS record
 )
 
-// buffers is what a connection needs while it talks: about 20 KiB.
+// buffers is what a connection needs while it talks: about 6 KiB, and 16 more
+// where bodies are copied, under TLS.
 type buffers struct {
 	read  [readSize]byte
-	write []byte // commands, and bodies where writev is not to be had
+	write []byte // commands, and up to writeSize of a body where writev is not to be had
 	text  []byte // the reply just read; at most maxReply
 	vec   net.Buffers
 }
 
 func newBuffers() *buffers {
-	return &buffers{write: make([]byte, 0, writeSize), text: make([]byte, 0, 512)}
+	return &buffers{write: make([]byte, 0, 1<<10), text: make([]byte, 0, 512)}
 }
 
 // Buffers is shared by any number of connections; those that lie idle in a
@@ -65,6 +66,7 @@ type Conn struct {
 
 	vecw      net.Buffers // the part of buf.vec being written; here to stay off the heap
 	closeOnce sync.Once
+	forget    func() bool // ends the watch over opts.Life; nil without one
 }
 
 // Caps returns what the server offered in its last EHLO.
@@ -87,6 +89,9 @@ func (c *Conn) LastUsed() time.Time { return c.lastUsed }
 func (c *Conn) Close() error {
 	c.closeOnce.Do(func() {
 		c.raw.Close() // its error helps nobody: the socket is gone either way
+		if c.forget != nil {
+			c.forget()
+		}
 		if c.opts.OnClose != nil {
 			c.opts.OnClose()
 		}
@@ -135,10 +140,21 @@ func (c *Conn) Reset(ctx context.Context) *message.Reply {
 	return nil
 }
 
-// watch closes the socket when ctx ends; the result ends the watch.
+// live begins the watch over opts.Life.
+func (c *Conn) live() {
+	if c.opts.Life != nil && c.opts.Life.Done() != nil {
+		c.forget = context.AfterFunc(c.opts.Life, func() { c.raw.Close() })
+	}
+}
+
+// watch closes the socket when ctx ends; the result ends the watch, and is false
+// when ctx has ended.
 func (c *Conn) watch(ctx context.Context) func() bool {
-	if ctx.Done() == nil {
+	switch {
+	case ctx.Done() == nil:
 		return func() bool { return true }
+	case c.forget != nil && ctx.Done() == c.opts.Life.Done():
+		return func() bool { return ctx.Err() == nil }
 	}
 	return context.AfterFunc(ctx, func() { c.raw.Close() })
 }

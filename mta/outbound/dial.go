@@ -43,6 +43,7 @@ func Dial(ctx context.Context, o Options) (*Conn, *message.Reply) {
 		return nil, c.unreachable(ctx, err)
 	}
 	c.raw, c.nc = raw, raw
+	c.live()
 	stop := c.watch(ctx)
 	c.acquire()
 	fail := c.greet()

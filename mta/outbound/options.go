@@ -79,6 +79,12 @@ type Options struct {
 	// Buffers lends its memory to connections in use. Default: the connection
 	// keeps a set of its own.
 	Buffers *Buffers
+	// Life closes the connection when it ends, at whatever stage and while idle
+	// too. It is watched once for each connection: Dial, and methods that are
+	// called with Life, do not watch it again. Where thousands of connections
+	// share a context, watching it for every message makes all of them wait for
+	// its one lock. Default: none.
+	Life context.Context
 	// OnClose is called once, after the socket has been closed, however that
 	// came about: the place to give a connection permit back. It is not called
 	// when Dial fails before there was a socket.

@@ -255,21 +255,47 @@ func TestCancelledContextEndsASendAtOnce(t *testing.T) {
 		{"set size 500000\ngreet\n> MAIL FROM:<a@example.com>\n< 250 ok\n> RCPT TO:<b0@example.net>\n< 250 ok\n> DATA\n< 354 go\nsleep 10s\ndeaf", message.Deferred},
 		{"greet\n> MAIL FROM:<a@example.com>\n< 250 ok\n> RCPT TO:<b0@example.net>\n< 250 ok\n> DATA\n< 354 go\nbody\ndeaf", message.Unknown},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			s := parseScript(t, tc.script)
-			closed := 0
-			done := make(chan struct{})
-			o := testOptions(pipeTo(func(c net.Conn) { defer close(done); s.serve(c) }))
-			o.OnClose = func() { closed++ }
-			c := mustDial(t, o)
-			ctx, cancel := context.WithTimeout(context.Background(), 7*time.Second)
-			defer cancel()
-			start := time.Now()
-			res := c.Send(ctx, &s.e)
-			if out := res.Outcomes[0]; out.Result != tc.want || res.Usable || res.Stale || closed != 1 || out.Finished.Sub(start) != 7*time.Second {
-				t.Errorf("%v %v, usable %v, stale %v, closed %d, after %v", out.Result, out.Reply, res.Usable, res.Stale, closed, time.Since(start))
-			}
-			<-done
-		})
+		for _, life := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				s := parseScript(t, tc.script)
+				closed := 0
+				done := make(chan struct{})
+				o := testOptions(pipeTo(func(c net.Conn) { defer close(done); s.serve(c) }))
+				o.OnClose = func() { closed++ }
+				ctx, cancel := context.WithTimeout(context.Background(), 7*time.Second)
+				defer cancel()
+				if life {
+					o.Life = ctx
+				}
+				start := time.Now()
+				c := mustDial(t, o)
+				res := c.Send(ctx, &s.e)
+				if out := res.Outcomes[0]; out.Result != tc.want || res.Usable || res.Stale || closed != 1 || out.Finished.Sub(start) != 7*time.Second {
+					t.Errorf("life %v: %v %v, usable %v, stale %v, closed %d, after %v", life, out.Result, out.Reply, res.Usable, res.Stale, closed, time.Since(start))
+				}
+				<-done
+			})
+		}
 	}
+}
+
+func TestConnectionEndsWithItsLife(t *testing.T) {
+	t.Parallel()
+	withSink(t, loadgen.SinkConfig{}, func(t *testing.T, s *loadgen.Sink, o outbound.Options) {
+		life, end := context.WithCancel(context.Background())
+		o.Life = life
+		idle, busy, gone := mustDial(t, o), mustDial(t, o), mustDial(t, o)
+		gone.Quit(life)
+		if res := busy.Send(life, envelope("b@example.net")); !res.Usable || res.Outcomes[0].Result != message.Delivered {
+			t.Fatalf("got %v, usable %v", res.Outcomes[0].Reply, res.Usable)
+		}
+		end()
+		synctest.Wait()
+		if n := s.Counts().Open; n != 0 {
+			t.Errorf("%d connections are open after the end of their life", n)
+		}
+		if res := idle.Send(context.Background(), envelope("b@example.net")); res.Usable || res.Outcomes[0].Result != message.Deferred {
+			t.Errorf("a connection beyond its life sent: %v", res.Outcomes[0].Reply)
+		}
+	})
 }

@@ -106,6 +106,7 @@ func (t *transaction) run(ctx context.Context) {
 	stop := c.watch(ctx)
 	c.acquire()
 	if fail := c.quiet(message.StageMail); fail != nil {
+		stop()
 		t.gone(fail)
 		return
 	}
