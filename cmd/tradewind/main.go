@@ -75,6 +75,7 @@ func commands() []command {
 		{"queue cancel", "ID", "take a message out of the queue (dry run unless --yes)", queueCancel},
 		{"queue verify", "-c FILE", "check every invariant of a spool that is not in use", queueVerify},
 		{"events tail", "", "print events as they happen", eventsTail},
+		{"top", "", "show what the engine does, anew every second", top},
 		{"trace", "", "follow SMTP dialogues with mail exchangers as they happen", trace},
 		{"explain reply", "\"421 4.7.28 ...\"", "say what a server's reply means and causes", explainReply},
 		{"bounce parse", "FILE...", "read bounces, complaints and auto-replies", bounceParse},
