@@ -137,8 +137,8 @@ tls = "off"
 
 	traced := make(chan string, 1)
 	go func() {
-		_, out, _ := shell(t, append([]string{"trace", "--lines", "3"}, engine...)...)
-		traced <- out
+		status, out, errs := shell(t, append([]string{"trace", "--lines", "3"}, engine...)...)
+		traced <- fmt.Sprint(status, " ", errs, out)
 	}()
 	// Mail until the trace, which begins at some moment, has seen three lines.
 	id := ""
@@ -148,7 +148,7 @@ tls = "off"
 		}
 		select {
 		case out = <-traced:
-			if strings.Count(out, "\n") != 3 || !strings.Contains(out, " default 127.0.0.1 ") {
+			if !strings.HasPrefix(out, "0 ") || strings.Count(out, "\n") != 3 || !strings.Contains(out, " default 127.0.0.1 ") {
 				t.Errorf("trace: %q", out)
 			}
 		default:
