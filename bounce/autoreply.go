@@ -30,6 +30,12 @@ func (p *parser) looksLikeAutoReply() bool {
 	if strings.Contains(strings.ToLower(p.header.Get("Preference")), "auto_reply") {
 		return true
 	}
+	if auto == "auto-generated" || p.header.Get("X-Auto-Response-Suppress") != "" {
+		// A machine wrote it in answer to a message of ours.
+		if p.header.Get("In-Reply-To") != "" && !p.fromList() {
+			return true
+		}
+	}
 	return p.autoSubject()
 }
 

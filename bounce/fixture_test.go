@@ -381,3 +381,16 @@ func TestMailOfManySystems(t *testing.T) {
 		t.Errorf("%d false suppressions, %d held for gone", s.falseSuppressions, s.gone)
 	}
 }
+
+// TestMailNotSeenBefore reads the second batch, written after the parser had been
+// improved on the first. As first run: kind right 115 of 118, recipients found 108
+// of 110, hard ones recognised 41 of 46, no false suppression. One is still not
+// read: a moderator's refusal that returns nothing and names only the list's owner.
+func TestMailNotSeenBefore(t *testing.T) {
+	t.Parallel()
+	s := scoreFixtures(t, readFixtures(t, "fresh/*.txtar"))
+	s.check(t, floor{files: 118, kind: 117, found: 109, recognised: 46, category: 75})
+	if s.falseSuppressions+s.gone > 0 {
+		t.Errorf("%d false suppressions, %d held for gone", s.falseSuppressions, s.gone)
+	}
+}

@@ -2,6 +2,7 @@ package bounce
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"github.com/tradewind-mta/tradewind/message"
 )
@@ -119,7 +120,7 @@ func stageIn(low string) message.Stage {
 func codesIn(s string) (code int, enhanced message.Enhanced, end int) {
 	paired := false
 	for i := 0; i < len(s); i++ {
-		if s[i] < '2' || s[i] > '5' || i > 0 && isWordByte(s[i-1]) {
+		if s[i] < '2' || s[i] > '5' || i > 0 && isWordByte(s[i-1]) && !endsWide(s[:i]) {
 			continue
 		}
 		if c, n := replyCodeAt(s, i); n > 0 {
@@ -166,6 +167,22 @@ func isWordByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '=' || c == '@' || c == '/' || c == '&' || c == '+' || c >= 0x80
 }
 
+// endsWide reports a string that ends in a character of a script that puts no
+// spaces between words: "原因：550".
+func endsWide(s string) bool {
+	if s[len(s)-1] < utf8.RuneSelf {
+		return false
+	}
+	r, _ := utf8.DecodeLastRuneInString(s)
+	return r >= 0x2E80 && r != utf8.RuneError
+}
+
+// beginsWide is endsWide for the other end.
+func beginsWide(s string) bool {
+	r, _ := utf8.DecodeRuneInString(s)
+	return r >= 0x2E80 && r != utf8.RuneError
+}
+
 // skipSeparators skips what servers put between the two codes.
 func skipSeparators(s string, i int) int {
 	for n := 0; i < len(s) && n < 4 && strings.IndexByte(" -'\"#:(<", s[i]) >= 0; n++ {
@@ -180,7 +197,7 @@ func replyCodeAt(s string, i int) (code, end int) {
 	if i+3 > len(s) || s[i] < '2' || s[i] > '5' || s[i+1] < '0' || s[i+1] > '9' || s[i+2] < '0' || s[i+2] > '9' {
 		return 0, 0
 	}
-	if i+3 < len(s) && strings.IndexByte(" -:,;]#)'<", s[i+3]) < 0 {
+	if i+3 < len(s) && strings.IndexByte(" -:,;]#)'<", s[i+3]) < 0 && !beginsWide(s[i+3:]) {
 		return 0, 0
 	}
 	if s[i] == '3' {
