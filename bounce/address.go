@@ -38,6 +38,9 @@ func findAddresses(s string) []foundAddress {
 			end--
 		}
 		from = max(end, at+1)
+		if strings.ContainsFunc(s[start:at], unicode.IsControl) {
+			continue // a quoted local part that never was one
+		}
 		if start == at || end-at < 3 || at-start > 128 || end-at > 256 {
 			continue
 		}
@@ -138,13 +141,21 @@ func addressIn(value string) string {
 	address = strings.TrimRight(address, ".")
 	// The whole value, when it is one address: odd local parts survive.
 	whole := strings.TrimSuffix(strings.TrimPrefix(address, "<"), ">")
-	if at := strings.LastIndexByte(whole, '@'); at > 0 && at < len(whole)-1 && !strings.ContainsFunc(whole, notInAddress) && len(whole) < 320 {
+	if at := strings.LastIndexByte(whole, '@'); at > 0 && at < len(whole)-1 && !strings.ContainsFunc(whole, notInAddress) && len(whole) < 320 && isDomain(whole[at+1:]) {
 		return whole
 	}
 	if all := findAddresses(address); len(all) > 0 {
 		return all[0].text
 	}
 	return ""
+}
+
+// isDomain reports whether s can stand behind an @.
+func isDomain(s string) bool {
+	if s[0] == '[' {
+		return s[len(s)-1] == ']'
+	}
+	return domainEnd(s, 0) == len(s)
 }
 
 // notInAddress reports what no address holds, however odd.

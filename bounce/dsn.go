@@ -207,9 +207,9 @@ func readStatusCode(s string) message.Enhanced {
 	return message.Enhanced{}
 }
 
-// fromStatus turns the groups of a report into recipients. text is the report's
-// part for people: where a group gives no reason, it is looked for there.
-func (p *parser) fromStatus(r statusReport, text string) {
+// fromStatus turns the groups of a report into recipients. Where a group gives no
+// reason, it is looked for in the part for people.
+func (p *parser) fromStatus(r statusReport) {
 	if p.report.ReportingMTA == "" {
 		p.report.ReportingMTA, p.report.EnvelopeID = r.reportingMTA, r.envelopeID
 	}
@@ -240,7 +240,7 @@ func (p *parser) fromStatus(r statusReport, text string) {
 		w := g.words()
 		vague := w.full == "" || w.code == 0 && status[1]+status[2] == 0 && w.enhanced == (message.Enhanced{})
 		if vague && action != ActionDelivered {
-			if better := p.wordsAbout(text, address); better != "" {
+			if better := p.wordsIn(address, len(r.groups) == 1 && w.full == ""); better != "" {
 				b := readWords(better)
 				if w.full == "" || b.code != 0 || b.enhanced != (message.Enhanced{}) {
 					w = b
@@ -256,7 +256,7 @@ func (p *parser) fromStatus(r statusReport, text string) {
 		}
 		w.unproven = w.unproven && status[1]+status[2] == 0
 		if original == "" {
-			original = p.mailedAs(text, address)
+			original = p.mailedAs(address)
 		}
 		p.add(w, Recipient{Address: address, Original: original, Action: action, RemoteMTA: g.remoteMTA}, 90)
 	}

@@ -47,6 +47,7 @@ type parser struct {
 	inner    string // the message that came back, header and start of body
 	self     map[string]bool
 	lines    []reportLine
+	index    map[string][]int // by address in lower case: the lines that name it
 }
 
 // maxReportText bounds the text of the parts for people, together.
@@ -254,11 +255,11 @@ func (p *parser) unwrap(depth int) bool {
 // standard reads delivery statuses, in parts of their own or flat in the text.
 func (p *parser) standard() bool {
 	for _, x := range p.status {
-		p.fromStatus(readStatus(x.text(maxReportText*2)), p.text)
+		p.fromStatus(readStatus(x.text(maxReportText * 2)))
 	}
 	// In running text the fields may also be what people discuss or forward.
 	if len(p.report.Recipients) == 0 && hasStatusFields(p.text) && !p.fromList() && (p.fromDaemon() || p.nullSender() || p.isReport() || p.failureSubject() && !p.isAnswer() && !p.fromPerson()) {
-		p.fromStatus(readStatus(p.text), p.text)
+		p.fromStatus(readStatus(p.text))
 	}
 	for i := 0; i < len(p.parts) && len(p.report.Recipients) == 0; i++ {
 		// A status under another type: application/octet-stream and the like.
@@ -267,7 +268,7 @@ func (p *parser) standard() bool {
 			continue
 		}
 		if text := x.text(maxTextPart); hasStatusFields(text) {
-			p.fromStatus(readStatus(text), p.text)
+			p.fromStatus(readStatus(text))
 		}
 	}
 	if len(p.report.Recipients) == 0 {
@@ -342,6 +343,9 @@ func (p *parser) add(w words, r Recipient, confidence uint8) {
 	r.Category, r.Rule = v.Category, v.Rule
 	if w.enhanced == (message.Enhanced{}) && v.Rule != "" {
 		r.Status = derivedStatus(w, r.Action, v).String()
+	}
+	if w.code == 0 && w.enhanced == (message.Enhanced{}) && p.self[strings.ToLower(r.Address)] {
+		w.unproven = true // the sender's own address takes more than words
 	}
 	if r.Action == ActionFailed {
 		// Words without a code, a status or even the name of who spoke are

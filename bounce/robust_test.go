@@ -155,6 +155,9 @@ func hostile() map[string][]byte {
 		"a million recipients":          repeat("Content-Type: message/delivery-status\n\n", "Final-Recipient: rfc822; a@b.example\nAction: failed\nStatus: 5.1.1\n\n", 150_000),
 		"recipients in DSN parts":       repeat(mixed+"Content-Type: message/delivery-status\n\n", "Final-Recipient: rfc822; a@b.example\nAction: failed\n\n", 200_000),
 		"recipients without reasons":    reasonless(),
+		"recipients on crowded lines":   crowded(),
+		"a million fields of one name":  []byte(strings.Repeat("Return-Path: <a@b.example>\n", 1_000_000)),
+		"boundaries of boundaries":      nestedBoundaries(),
 		"only at signs":                 repeat("\n", "@", 10<<20),
 		"only angle brackets":           repeat("Content-Type: text/html\n\n", "<", 10<<20),
 		"unclosed style":                repeat("Content-Type: text/html\n\n", "<style>", 1<<20),
@@ -214,6 +217,11 @@ func FuzzParse(f *testing.F) {
 	for name, raw := range allMail(f) {
 		if len(raw) < 9000 && len(name)%3 == 0 {
 			f.Add(raw)
+		}
+	}
+	for i, x := range readFixtures(f, "*/*.txtar") {
+		if len(x.raw) < 3000 && i%7 == 0 {
+			f.Add(x.raw)
 		}
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -123,21 +123,20 @@ func (p *parser) looksLikeBounce() bool {
 		// speaks of failure and shows what failed.
 		return subject || text && (p.fromMachine() || tellsReply(p.text) || p.returnsOurMail())
 	case daemon, p.fromMachine():
-		return (subject || text) && (tellsReply(p.text) || p.returnsOurMail()) || subject && text && !p.fromPerson() && p.namesFailed()
+		return (subject || text) && (p.returnsOurMail() || tellsReply(p.text) && (subject || p.namesFailed(rankLine))) || subject && text && !p.fromPerson() && p.namesFailed(rankStrong)
 	}
-	return subject && text && !p.fromPerson() && (tellsReply(p.text) || p.returnsOurMail() || p.namesFailed()) ||
-		(subject || text) && !p.fromPerson() && p.returnsOurMail()
+	// Nobody known as a system: people write about failed mail as well, but they
+	// do not list addresses.
+	return subject && text && !p.fromPerson() && p.namesFailed(rankLine) || (subject || text) && !p.fromPerson() && p.returnsOurMail()
 }
 
 // namesFailed reports whether the text names an address of somebody else as the
-// one that failed.
-func (p *parser) namesFailed() bool {
-	if p.lines == nil {
-		p.lines = p.split(p.text)
-	}
-	for i := range p.lines {
-		for j, a := range p.lines[i].addresses {
-			if p.lines[i].rank[j] >= rankStrong && !p.self[strings.ToLower(a.text)] {
+// one that failed, as surely as least says.
+func (p *parser) namesFailed(least rank) bool {
+	lines := p.splitText()
+	for i := range lines {
+		for j, a := range lines[i].addresses {
+			if lines[i].rank[j] >= least && !p.self[strings.ToLower(a.text)] {
 				return true
 			}
 		}

@@ -31,6 +31,30 @@ const (
 	rankLine               // and alone on its line, as reports list them
 )
 
+// splitText cuts the report's text into lines, once.
+func (p *parser) splitText() []reportLine {
+	if p.lines == nil {
+		p.lines = p.split(p.text)
+	}
+	return p.lines
+}
+
+// naming returns the indices of the lines that name address.
+func (p *parser) naming(address string) []int {
+	if p.index == nil {
+		p.index = map[string][]int{}
+		for i, l := range p.splitText() {
+			for _, a := range l.addresses {
+				key := strings.ToLower(a.text)
+				if known := p.index[key]; len(known) == 0 || known[len(known)-1] != i {
+					p.index[key] = append(known, i)
+				}
+			}
+		}
+	}
+	return p.index[strings.ToLower(address)]
+}
+
 func (p *parser) split(text string) []reportLine {
 	var lines []reportLine
 	for text != "" && len(lines) < maxLines {
@@ -108,9 +132,7 @@ func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
 // fromText reads a report without any standard fields: the addresses its text
 // names, and for each the words nearest to it that explain something.
 func (p *parser) fromText() bool {
-	if p.lines == nil {
-		p.lines = p.split(p.text)
-	}
+	p.splitText()
 	p.report.Format = "text"
 	action := ActionFailed
 	if p.saysDelayed() {
@@ -121,8 +143,11 @@ func (p *parser) fromText() bool {
 		return false // "your mailbox is full": phishing, or news about our own account
 	}
 	for _, a := range addresses {
-		w := readWords(p.wordsIn(p.lines, a, len(addresses) == 1))
-		r := Recipient{Address: a, Original: p.mailedAs(p.text, a), Action: action}
+		reason := p.wordsIn(a, len(addresses) == 1)
+		w := readWords(reason)
+		// A subject tells what became of the message, but seldom of whom.
+		w.unproven = reason == p.subject && !p.returnsOurMail() && !strings.Contains(p.subject, strings.ToLower(a))
+		r := Recipient{Address: a, Original: p.mailedAs(a), Action: action}
 		if w.code >= 500 {
 			r.Action = ActionFailed // a subject that says "deferred" speaks of another
 		}
@@ -234,18 +259,11 @@ func (p *parser) mentions(a string) bool {
 
 // mailedAs finds the address that was expanded into the one that failed, which is
 // the one that the sender knows: "(expanded from <x>)", "(generated from x)".
-func (p *parser) mailedAs(text, address string) string {
-	low := asciiToLower(text)
-	if !strings.Contains(low, "expanded from") && !strings.Contains(low, "generated from") {
+func (p *parser) mailedAs(address string) string {
+	if !strings.Contains(p.text, "xpanded from") && !strings.Contains(p.text, "enerated from") {
 		return ""
 	}
-	if p.lines == nil {
-		p.lines = p.split(text)
-	}
-	for i := range p.lines {
-		if !hasAddress(&p.lines[i], address) {
-			continue
-		}
+	for _, i := range p.naming(address) {
 		for k := i; k < len(p.lines) && k < i+4 && !(k > i && p.lines[k].blank); k++ {
 			l := &p.lines[k]
 			for _, lead := range [...]string{"expanded from", "generated from"} {
@@ -262,33 +280,20 @@ func (p *parser) mailedAs(text, address string) string {
 	return ""
 }
 
-func hasAddress(l *reportLine, address string) bool {
-	for _, a := range l.addresses {
-		if strings.EqualFold(a.text, address) {
-			return true
-		}
-	}
-	return false
-}
-
-// wordsAbout is wordsIn for text that was not split yet.
-func (p *parser) wordsAbout(text, address string) string {
-	if p.lines == nil {
-		p.lines = p.split(text)
-	}
-	return p.wordsIn(p.lines, address, false)
-}
-
 // wordsIn finds the reason given for address. only says that it is the one
 // recipient, so that anything in the text is about it.
-func (p *parser) wordsIn(lines []reportLine, address string, only bool) string {
+func (p *parser) wordsIn(address string, only bool) string {
+	lines := p.splitText()
 	best, score := "", 0
 	consider := func(s string, bonus int) {
 		if n := p.worth(s); n > 0 && n+bonus > score {
 			best, score = s, n+bonus
 		}
 	}
-	for i := range lines {
+	for n, i := range p.naming(address) {
+		if n >= 50 {
+			break // whoever names it so often does not explain it
+		}
 		for j, a := range lines[i].addresses {
 			if !strings.EqualFold(a.text, address) || lines[i].rank[j] == rankNone && !only {
 				continue
