@@ -47,6 +47,8 @@ type parser struct {
 	inner    string // the message that came back, header and start of body
 	self     map[string]bool
 	lines    []reportLine
+	expands  bool             // the text tells what some address was made of
+	rated    int              // pieces of text weighed so far
 	index    map[string][]int // by address in lower case: the lines that name it
 }
 
@@ -70,6 +72,7 @@ func (p *parser) read(raw []byte) {
 	p.sort()
 	p.findOriginal()
 	p.textSeen = p.words.find(plain(p.text))
+	p.expands = strings.Contains(p.text, "xpanded from") || strings.Contains(p.text, "enerated from")
 	p.self = p.ourselves()
 }
 

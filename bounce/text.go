@@ -10,7 +10,8 @@ import (
 const (
 	maxLines     = 1500
 	maxLineBytes = 2000
-	maxWeak      = 20 // addresses without any sign that they failed
+	maxWeak      = 20   // addresses without any sign that they failed
+	maxRated     = 5000 // pieces of text weighed as reasons, for all recipients
 )
 
 // reportLine is one line of the report's text.
@@ -260,7 +261,7 @@ func (p *parser) mentions(a string) bool {
 // mailedAs finds the address that was expanded into the one that failed, which is
 // the one that the sender knows: "(expanded from <x>)", "(generated from x)".
 func (p *parser) mailedAs(address string) string {
-	if !strings.Contains(p.text, "xpanded from") && !strings.Contains(p.text, "enerated from") {
+	if !p.expands {
 		return ""
 	}
 	for _, i := range p.naming(address) {
@@ -291,7 +292,7 @@ func (p *parser) wordsIn(address string, only bool) string {
 		}
 	}
 	for n, i := range p.naming(address) {
-		if n >= 50 {
+		if n >= 12 {
 			break // whoever names it so often does not explain it
 		}
 		for j, a := range lines[i].addresses {
@@ -334,7 +335,7 @@ func (p *parser) wordsIn(address string, only bool) string {
 
 // worth rates a piece of text as a reason.
 func (p *parser) worth(s string) int {
-	if strings.TrimSpace(s) == "" {
+	if p.rated++; p.rated > maxRated || strings.TrimSpace(s) == "" {
 		return 0
 	}
 	w := readWords(s)
