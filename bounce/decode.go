@@ -119,6 +119,9 @@ func unifyLines(b []byte) []byte {
 // toUTF8 converts text whose charset is named, perhaps wrongly. The result is
 // always valid UTF-8.
 func toUTF8(b []byte, charset string) string {
+	if strings.HasSuffix(charset, "utf-7") {
+		b = decodeUTF7(b)
+	}
 	ascii := true
 	for _, c := range b {
 		if c >= 0x80 || c == 0x1B {

@@ -383,13 +383,15 @@ func TestMailOfManySystems(t *testing.T) {
 }
 
 // TestMailNotSeenBefore reads the second batch, written after the parser had been
-// improved on the first. As first run: kind right 115 of 118, recipients found 108
-// of 110, hard ones recognised 41 of 46, no false suppression. One is still not
-// read: a moderator's refusal that returns nothing and names only the list's owner.
+// improved on the first, and the third, written after it had been improved on the
+// second. As first run: kind right 115 of 118 and 42 of 43, recipients found 108 of
+// 110 and 37 of 39, hard ones recognised 41 of 46 and 16 of 17, no false suppression.
+// One is still not read: a moderator's refusal that returns nothing and names only
+// the list's owner.
 func TestMailNotSeenBefore(t *testing.T) {
 	t.Parallel()
 	s := scoreFixtures(t, readFixtures(t, "fresh/*.txtar"))
-	s.check(t, floor{files: 118, kind: 117, found: 109, recognised: 46, category: 75})
+	s.check(t, floor{files: 161, kind: 160, found: 148, recognised: 63, category: 98})
 	if s.falseSuppressions+s.gone > 0 {
 		t.Errorf("%d false suppressions, %d held for gone", s.falseSuppressions, s.gone)
 	}

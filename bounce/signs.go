@@ -109,7 +109,7 @@ func (p *parser) looksLikeBounce() bool {
 	if auto && !subject && !daemon || p.autoSubject() && !subject {
 		return false
 	}
-	text := p.words.has(p.textSeen, failurePhrases)
+	text := p.words.has(p.textSeen, failurePhrases) || p.words.has(p.textSeen, delayPhrases)
 	switch {
 	case daemon && !p.fromPerson(), daemon && null:
 		if subject || text {
