@@ -6,8 +6,6 @@ import (
 	"html"
 	"strings"
 	"unicode/utf8"
-
-	"golang.org/x/text/encoding/htmlindex"
 )
 
 // decodeBody undoes a Content-Transfer-Encoding, keeping what can be read of a
@@ -122,6 +120,11 @@ func toUTF8(b []byte, charset string) string {
 	if strings.HasSuffix(charset, "utf-7") {
 		b = decodeUTF7(b)
 	}
+	if charset == "hz-gb-2312" {
+		if out, err := findCharset(charset).NewDecoder().Bytes(b); err == nil {
+			b = out
+		}
+	}
 	ascii := true
 	for _, c := range b {
 		if c >= 0x80 || c == 0x1B {
@@ -135,20 +138,21 @@ func toUTF8(b []byte, charset string) string {
 	if utf8.Valid(b) && bytes.IndexByte(b, 0x1B) < 0 {
 		return string(b)
 	}
+	if out, ok := decodeShifted(b); ok {
+		return strings.ToValidUTF8(string(out), "\uFFFD")
+	}
 	if bytes.Contains(b, []byte("\x1b$")) {
 		charset = "iso-2022-jp"
 	}
-	if charset == "" || charset == "us-ascii" || charset == "ascii" || charset == "utf-8" {
-		charset = "windows-1252"
+	e := findCharset(charset)
+	if e == nil {
+		e = guessCharset(b)
 	}
-	if !strings.HasPrefix(charset, "utf-16") {
-		if e, err := htmlindex.Get(charset); err == nil {
-			if out, err := e.NewDecoder().Bytes(b); err == nil {
-				return strings.ToValidUTF8(string(out), "\uFFFD")
-			}
-		}
+	out, err := e.NewDecoder().Bytes(b)
+	if err != nil {
+		out = b
 	}
-	return strings.ToValidUTF8(string(b), "\uFFFD")
+	return strings.ToValidUTF8(string(out), "\uFFFD")
 }
 
 // htmlText takes the words out of HTML: enough to find addresses and reasons,

@@ -122,5 +122,8 @@ func TestCorpusDoesNotHangOnSingleWords(t *testing.T) {
 	for _, w := range words {
 		t.Logf("%-50s %d: %s", w, len(needs[w]), strings.Join(needs[w][:min(4, len(needs[w]))], " "))
 	}
+	if len(lost)*5 > len(mails) {
+		t.Errorf("%d of %d mails hang on a single word, want a fifth at most", len(lost), len(mails))
+	}
 	t.Logf("%d of %d mails hang on a single word, %d words", len(lost), len(mails), len(needs))
 }

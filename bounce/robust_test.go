@@ -158,6 +158,8 @@ func hostile() map[string][]byte {
 		"recipients on crowded lines":   crowded(),
 		"a million fields of one name":  []byte(strings.Repeat("Return-Path: <a@b.example>\n", 1_000_000)),
 		"boundaries of boundaries":      nestedBoundaries(),
+		"parts in no known charset":     repeat(mixed, "Content-Type: text/plain; charset=x-unknown\n\n"+strings.Repeat("\xe9\xa4\x82\xb1 \xc4\xe3", 9000)+"\n--b\n", 150),
+		"fields in no known charset":    repeat("", "Subject: "+strings.Repeat("\xe9\xa4\x82", 4000)+"\n", 400),
 		"only at signs":                 repeat("\n", "@", 10<<20),
 		"only angle brackets":           repeat("Content-Type: text/html\n\n", "<", 10<<20),
 		"unclosed style":                repeat("Content-Type: text/html\n\n", "<style>", 1<<20),
