@@ -4,7 +4,7 @@ import "errors"
 
 // maxLiterals bounds the strings of a rule file, so that the set of those seen
 // in a text fits a small array on the stack.
-const maxLiterals = 2048
+const maxLiterals = 4096
 
 type literalSet [maxLiterals / 64]uint64
 
