@@ -28,6 +28,7 @@ type rank uint8
 const (
 	rankNone   rank = iota // another party: sender, contact, message id
 	rankWeak               // merely there
+	rankReply              // in the words of a server that refused
 	rankStrong             // named as the one that failed
 	rankLine               // and alone on its line, as reports list them
 )
@@ -119,7 +120,15 @@ func (p *parser) rankOf(l *reportLine, a foundAddress) rank {
 			return rankNone
 		}
 	}
-	if code, _, _ := codesIn(l.text); code > 0 {
+	if code, _, end := codesIn(l.text[:a.start]); code >= 400 {
+		// "550 <user@example.org>... User unknown" is how sendmail names the
+		// recipient; further right, or behind "<<<", another server speaks.
+		if end > 0 && end < 14 && !strings.HasPrefix(trimmed, "<<<") && strings.Trim(l.text[end:a.start], " <:-") == "" {
+			return rankStrong
+		}
+		return rankReply
+	}
+	if code, _, _ := codesIn(l.text[a.end:]); code > 0 {
 		return rankStrong
 	}
 	for _, s := range leadFailed {
@@ -212,7 +221,7 @@ func (p *parser) failedAddresses() ([]string, uint8) {
 	}
 	// First without our own side, then with it: people do write to themselves.
 	for _, own := range []bool{false, true} {
-		for _, least := range [...]rank{rankLine, rankStrong} {
+		for _, least := range [...]rank{rankLine, rankStrong, rankReply} {
 			for i := range p.lines {
 				for j, a := range p.lines[i].addresses {
 					if p.lines[i].rank[j] >= least && p.self[strings.ToLower(a.text)] == own {
