@@ -27,7 +27,7 @@ func rows() [][]string {
 		{"store", "mta/mx", "mta/loadgen", "mta/mx/zonetest", "token"},
 		{"throttle", "dkim", "queue", "event", "suppression", "mta/outbound"},
 		{"bounce", "tracking"},
-		{"inject", "mta"},
+		{"inject", "mta", "report"},
 		{"mta/inbound", "api"},
 		{"configs"},
 		{"app"},

@@ -39,6 +39,8 @@ const (
 	keyIdempotency = 'i' // hash -> the answer given before
 	keyIdemExpiry  = 'I' // time hash -> idempotency record to drop
 	keyQuarantine  = 'z' // seq -> record that could not be read
+	keyReport      = 'R' // lane time seq size -> mail that came back, not processed yet
+	keyHeld        = 'Q' // time seq size -> mail that came back and could not be believed
 
 	// ledger: small, kept.
 	keySuppression = 'S' // tenant stream sid -> reason, evidence
