@@ -113,6 +113,8 @@ admin = "127.0.0.1:0"
 domain = "example.com"
 selector = "s"
 key_file = %q
+[bounce]
+domain = "bounces.mta.example"
 `, keyFile(t)))
 	list := metrics(t, a.Metrics())
 	if len(list) < 40 {

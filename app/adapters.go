@@ -20,35 +20,6 @@ import (
 	"github.com/tradewind-mta/tradewind/suppression"
 )
 
-// suppressor is the sink that turns bounces into suppressions.
-type suppressor struct{ list *suppression.List }
-
-// Name is the name of the sink's cursor.
-func (suppressor) Name() string { return "suppression" }
-
-// Deliver suppresses the recipients of bounces that prove the address gone.
-func (s suppressor) Deliver(_ context.Context, batch []event.Record) error {
-	var add []suppression.Addition
-	for _, r := range batch {
-		e, err := event.Parse(r.JSON)
-		if err != nil || !e.Suppressing {
-			continue
-		}
-		addr, err := message.ParseAddress(e.Recipient)
-		if err != nil {
-			continue
-		}
-		add = append(add, suppression.Addition{
-			Tenant: e.Tenant, Address: addr, Reason: suppression.HardBounce, At: e.Time,
-			Evidence: message.EventID(e.Time, e.Seq), Source: "reply",
-		})
-	}
-	if len(add) == 0 {
-		return nil
-	}
-	return s.list.Add(add...)
-}
-
 // queueView answers the API's questions about the queue.
 type queueView struct{ a *App }
 

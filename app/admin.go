@@ -10,13 +10,13 @@ import (
 // adminRoutes are the operations behind the admin listener that need the whole
 // engine.
 func (a *App) adminRoutes() []api.AdminRoute {
-	return []api.AdminRoute{
+	return append(a.quarantineRoutes(), []api.AdminRoute{
 		{Pattern: "GET /v1/queues", Serve: a.getQueues},
 		{Pattern: "GET /v1/trace", Serve: a.getTrace},
 		{Pattern: "GET /v1/keys", Serve: a.getKeys},
 		{Pattern: "POST /v1/keys", Serve: a.postKey},
 		{Pattern: "DELETE /v1/keys/{name}", Serve: a.deleteKey},
-	}
+	}...)
 }
 
 func reply(w http.ResponseWriter, status int, v any) error {

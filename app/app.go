@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -36,6 +37,7 @@ import (
 	"github.com/tradewind-mta/tradewind/mta"
 	"github.com/tradewind-mta/tradewind/mta/mx"
 	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/report"
 	"github.com/tradewind-mta/tradewind/store"
 	"github.com/tradewind-mta/tradewind/suppression"
 	"github.com/tradewind-mta/tradewind/throttle"
@@ -87,6 +89,8 @@ type App struct {
 	door     *inject.Injector
 	pressure *pressure
 	mint     *minter
+	rules    atomic.Pointer[bounce.Classifier]
+	reports  *report.Mailbox // nil without a bounce domain
 	smtp     []smtpListener
 	http     []httpListener
 	fatal    chan error    // the first storage failure
@@ -119,7 +123,7 @@ func New(cfg *configs.Config, opt Options) (_ *App, err error) {
 		a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	}
 	for _, step := range []func() error{
-		a.openStores, a.openJournal, a.openSuppression, a.openTokens, a.buildDelivery, a.buildDoor, a.listenSMTP, a.listenHTTP,
+		a.openStores, a.openJournal, a.openSuppression, a.openTokens, a.buildDelivery, a.buildDoor, a.openReports, a.listenSMTP, a.listenHTTP,
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -262,7 +266,7 @@ func (a *App) openSuppression() error {
 		return err
 	}
 	a.list, err = suppression.New(a.ledger, suppression.Config{
-		Key: key, KeepAddresses: a.cfg.Suppression.KeepAddresses, Publish: a.publish,
+		Key: key, Policy: suppressionPolicy(&a.cfg.Suppression), KeepAddresses: a.cfg.Suppression.KeepAddresses, Publish: a.publish,
 		Now: a.opt.Now, Logger: a.log, Registerer: a.registry,
 	})
 	if err != nil {
@@ -272,9 +276,8 @@ func (a *App) openSuppression() error {
 	if err := a.openWebhooks(key); err != nil {
 		return err
 	}
-	return a.sinks.Add(suppressor{a.list}, event.Options{
-		Wants: func(r event.Record) bool { return r.Type == message.EventBounced },
-	})
+	s := &suppressor{list: a.list, rules: a.rules.Load, perCampaign: a.cfg.Bounce.UnsubscribeScope == "campaign"}
+	return a.sinks.Add(s, event.Options{Wants: s.wants})
 }
 
 // suppressionKey reads the secret that addresses are hashed with, and makes one
@@ -369,6 +372,7 @@ func (a *App) buildDelivery() error {
 	if err != nil {
 		return err
 	}
+	a.rules.Store(settings.Rules)
 	ids := &message.IDSource{}
 	a.mta, err = mta.New(settings, mta.Deps{
 		Throttle: a.throttle, Resolver: a.resolver, Suppressed: a.suppressed, Reencode: inject.Reencode,
@@ -531,6 +535,7 @@ func (a *App) Reload(cfg *configs.Config) (restart []string, err error) {
 		a.throttle.Reload(old)
 		return nil, err
 	}
+	a.rules.Store(settings.Rules)
 	a.queue.SetConfig(cfg.Queue)
 	a.setTenants(tenants)
 	a.mint.ring.Store(ring)

@@ -33,9 +33,6 @@ func (a *App) listenSMTP() error {
 	counters := inbound.NewMetrics(a.registry)
 	for i := range a.cfg.SMTP {
 		c := &a.cfg.SMTP[i]
-		if c.Role == configs.RoleBounce {
-			return fmt.Errorf("app: smtp[%d]: role bounce is not served by this release", i)
-		}
 		ic := inbound.Config{
 			Hostname: a.cfg.Hostname, ImplicitTLS: c.ImplicitTLS, AllowLoopbackAuth: c.AllowLoopbackAuth,
 			MaxMessageBytes: int64(c.MaxMessageSize), MaxRecipients: c.MaxRecipients,
@@ -51,10 +48,7 @@ func (a *App) listenSMTP() error {
 		if err := ic.Validate(); err != nil {
 			return fmt.Errorf("app: smtp[%d]: %w", i, err)
 		}
-		backend := &inbound.Submission{Injector: a.door, Name: "smtp:" + c.Listen, RelayFrom: c.RelayFrom, Tenant: c.Tenant}
-		if ic.TLS != nil || c.AllowLoopbackAuth {
-			backend.Login = a.keys.Login
-		}
+		backend := a.backend(c, ic.TLS != nil)
 		l, err := a.bind(c.Listen)
 		if err != nil {
 			return fmt.Errorf("app: smtp[%d]: %w", i, err)
@@ -65,6 +59,18 @@ func (a *App) listenSMTP() error {
 		a.smtp = append(a.smtp, smtpListener{s, l})
 	}
 	return nil
+}
+
+// backend is what stands behind a listener.
+func (a *App) backend(c *configs.SMTP, tls bool) inbound.Backend {
+	if c.Role == configs.RoleBounce {
+		return &inbound.Reports{Mailbox: a.reports}
+	}
+	s := &inbound.Submission{Injector: a.door, Name: "smtp:" + c.Listen, RelayFrom: c.RelayFrom, Tenant: c.Tenant}
+	if tls || c.AllowLoopbackAuth {
+		s.Login = a.keys.Login
+	}
+	return s
 }
 
 // bind listens, and closes the listener again when New fails or Run ends.
@@ -185,6 +191,9 @@ func (a *App) Run(ctx context.Context) error {
 		start("shaping state", a.shaping.run),
 		start("queue", a.queue.Run),
 		start("delivery", a.mta.Run),
+	}
+	if a.reports != nil {
+		stops = append(stops, start("reports", a.reports.Run))
 	}
 	for _, s := range a.smtp {
 		start("smtp", func(context.Context) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/inject"
 	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/report"
 	"github.com/tradewind-mta/tradewind/token"
 )
 
@@ -22,13 +23,6 @@ type minter struct {
 	domain string                     // of bounces, as a lower-case A-label
 	cfg    configs.Bounce
 }
-
-// Prefixes of our local parts at the bounce domain. A letter, because some
-// hosts think little of addresses that begin with a digit.
-const (
-	bouncePrefix      = "b"
-	unsubscribePrefix = "u"
-)
 
 // openTokens reads the keys of tokens, and makes one at the first start.
 func (a *App) openTokens() error {
@@ -134,7 +128,7 @@ func (t *minter) returnPath(m *message.Message, r *message.Recipient) message.Ad
 	if s == "" {
 		return message.Address{}
 	}
-	a, err := message.ParseAddress(bouncePrefix + s + "@" + t.domain)
+	a, err := message.ParseAddress(report.BouncePrefix + s + "@" + t.domain)
 	if err != nil {
 		return message.Address{} // a domain of 255 octets leaves no room
 	}
@@ -170,7 +164,7 @@ func (t *minter) fields(m *message.Message, r *message.Recipient, has inject.Pre
 		// subject does for ever.
 		address, subject := t.seal(token.UnsubscribeAddress, t.domain, c), t.seal(token.Unsubscribe, t.domain, c)
 		if address != "" && subject != "" {
-			b = fmt.Appendf(b, "List-Unsubscribe: <mailto:%s%s@%s?subject=%s>\r\n", unsubscribePrefix, address, t.domain, subject)
+			b = fmt.Appendf(b, "List-Unsubscribe: <mailto:%s%s@%s?subject=%s>\r\n", report.UnsubscribePrefix, address, t.domain, subject)
 		}
 	}
 	return b

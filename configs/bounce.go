@@ -1,11 +1,14 @@
 package configs
 
 import (
+	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/inject"
 	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/report"
 )
 
 // Bounce is the [bounce] table.
@@ -25,6 +28,34 @@ type Bounce struct {
 	ListUnsubscribe bool `toml:"list_unsubscribe"`
 	// Feedback are the local parts at Domain that complaints come to.
 	Feedback []string `toml:"feedback"`
+	// Reporters are networks and domains that may complain without the
+	// signature of their own From domain.
+	Reporters []string `toml:"reporters"`
+	// UnsubscribeScope is what a request by mail ends: tenant or campaign.
+	UnsubscribeScope string `toml:"unsubscribe_scope"`
+	// MaxWaiting bounds the reports that wait to be read.
+	MaxWaiting ByteSize `toml:"max_waiting"`
+	// QuarantineMax, QuarantineSize and QuarantineAge bound what is kept of
+	// reports that were not believed.
+	QuarantineMax  int           `toml:"quarantine_max"`
+	QuarantineSize ByteSize      `toml:"quarantine_size"`
+	QuarantineAge  time.Duration `toml:"quarantine_age"`
+}
+
+// ParseReporters sorts Reporters into networks and domains.
+func (b *Bounce) ParseReporters() (r report.Reporters, err error) {
+	for _, s := range b.Reporters {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			r.Networks = append(r.Networks, p.Masked())
+		} else if ip, err := netip.ParseAddr(s); err == nil {
+			r.Networks = append(r.Networks, netip.PrefixFrom(ip, ip.BitLen()))
+		} else if d, err := message.ParseDomain(s); err == nil {
+			r.Domains = append(r.Domains, d)
+		} else {
+			return r, fmt.Errorf("%q is neither a network nor a domain", s)
+		}
+	}
+	return r, nil
 }
 
 // Token is the [token] table.
@@ -38,7 +69,10 @@ type Token struct {
 }
 
 func defaultBounce() Bounce {
-	return Bounce{Verp: "recipient", Feedback: []string{"fbl"}}
+	return Bounce{
+		Verp: "recipient", Feedback: []string{"fbl"}, UnsubscribeScope: "tenant", MaxWaiting: 1 << 30,
+		QuarantineMax: 1000, QuarantineSize: 64 << 20, QuarantineAge: 28 * 24 * time.Hour,
+	}
 }
 
 // validateBounce checks [bounce] and [token].
@@ -69,8 +103,49 @@ func (c *Config) validateBounce(bad func(key, format string, args ...any)) {
 	if b.Domain == "" && (b.FeedbackID != "" || b.CFBL || b.ListUnsubscribe) {
 		bad("bounce.domain", "required by feedback_id, cfbl and list_unsubscribe")
 	}
+	r, err := b.ParseReporters()
+	if err != nil {
+		bad("bounce.reporters", "%v", err)
+	}
+	for _, p := range r.Networks {
+		if p.Bits() == 0 {
+			bad("bounce.reporters", "%s would believe everybody", p)
+		}
+	}
+	if b.UnsubscribeScope != "tenant" && b.UnsubscribeScope != "campaign" {
+		bad("bounce.unsubscribe_scope", "%q is not tenant or campaign", b.UnsubscribeScope)
+	}
+	if b.MaxWaiting < 64<<20 {
+		bad("bounce.max_waiting", "%s is less than 64MiB", b.MaxWaiting)
+	}
+	if b.QuarantineMax < 1 {
+		bad("bounce.quarantine_max", "%d is less than 1", b.QuarantineMax)
+	}
+	if b.QuarantineSize < 8<<20 {
+		bad("bounce.quarantine_size", "%s is less than 8MiB", b.QuarantineSize)
+	}
+	if b.QuarantineAge < time.Hour || b.QuarantineAge > 28*24*time.Hour {
+		// What cannot be erased person by person must be gone in thirty days.
+		bad("bounce.quarantine_age", "%v is not between 1h and 672h", b.QuarantineAge)
+	}
 	if c.Token.Life < 0 {
 		bad("token.life", "%v is negative", c.Token.Life)
+	}
+}
+
+// validateBounceListener checks what is different with role bounce.
+func (c *Config) validateBounceListener(key string, s *SMTP, bad func(key, format string, args ...any)) {
+	if c.Bounce.Domain == "" {
+		bad(key+"role", "bounce needs bounce.domain: nothing could be told from a forgery")
+	}
+	if len(s.RelayFrom) > 0 {
+		bad(key+"relay_from", "has no meaning for role bounce")
+	}
+	if s.MaxMessageSize > 16<<20 {
+		bad(key+"max_message_size", "%s is more than 16MiB", s.MaxMessageSize)
+	}
+	if s.MaxRecipients > 10 {
+		bad(key+"max_recipients", "%d is more than 10; a report has one", s.MaxRecipients)
 	}
 }
 

@@ -229,6 +229,15 @@ type Suppression struct {
 	// KeepAddresses stores addresses sealed beside their hash, so that lists
 	// can be shown and exported.
 	KeepAddresses bool `toml:"keep_addresses"`
+	// SoftBounces within SoftWindow, with no delivery in between, suppress an
+	// address; 0 never does.
+	SoftBounces int           `toml:"soft_bounces"`
+	SoftWindow  time.Duration `toml:"soft_window"`
+	// How long each reason that may expire lasts; 0 means for ever.
+	ExpireHardBounce time.Duration `toml:"expire_hard_bounce"`
+	ExpireSoftBounce time.Duration `toml:"expire_soft_bounce"`
+	ExpireManual     time.Duration `toml:"expire_manual"`
+	ExpireImport     time.Duration `toml:"expire_import"`
 }
 
 // Tracking is the [tracking] table.
@@ -265,7 +274,7 @@ func Default() Config {
 		DNS:         DNS{Timeout: 5 * time.Second, Family: "prefer4", CacheEntries: 50_000},
 		Signing:     Signing{Unsigned: "defer", Expiry: 7 * 24 * time.Hour},
 		Events:      Events{FileMaxSize: 256 << 20, FileEvery: 24 * time.Hour, FileKeep: 14, FileCompress: "gzip", Retention: 7 * 24 * time.Hour, WebhooksPerTenant: 10},
-		Suppression: Suppression{KeepAddresses: true},
+		Suppression: Suppression{KeepAddresses: true, SoftBounces: 5, SoftWindow: 14 * 24 * time.Hour, ExpireSoftBounce: 30 * 24 * time.Hour},
 		Bounce:      defaultBounce(),
 		Log:         Log{Level: "info", Format: "text"},
 	}
@@ -277,6 +286,14 @@ func DefaultSMTP() SMTP {
 		Role: RoleSubmission, Tenant: DefaultTenant, MaxMessageSize: 50 << 20, MaxRecipients: 1000,
 		MaxConnections: 2000, MaxConnectionsPerAddr: 100, IdleTimeout: 5 * time.Minute,
 	}
+}
+
+// defaultBounceSMTP is DefaultSMTP for role bounce: reports are small, and each
+// is about one recipient.
+func defaultBounceSMTP() SMTP {
+	s := DefaultSMTP()
+	s.MaxMessageSize, s.MaxRecipients = 10<<20, 1
+	return s
 }
 
 // DefaultTenant is the tenant of clients that name none. It exists without a

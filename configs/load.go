@@ -103,6 +103,9 @@ func decode(name string, data []byte) (*Config, Problems) {
 	}
 	for i := range cfg.SMTP {
 		def := DefaultSMTP()
+		if cfg.SMTP[i].Role == RoleBounce {
+			def = defaultBounceSMTP()
+		}
 		def.MaxMessageSize = min(def.MaxMessageSize, cfg.Inject.MaxMessageSize)
 		fill(&cfg.SMTP[i], def)
 	}
@@ -259,6 +262,7 @@ func (c *Config) validate() (errs []error) {
 		bad("dns.family", "%q is not prefer4, prefer6, only4 or only6", c.DNS.Family)
 	}
 	c.validateBounce(bad)
+	c.Suppression.validate(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:
@@ -306,6 +310,9 @@ func (c *Config) validateSMTP(i int, bad func(key, format string, args ...any)) 
 	}
 	if s.Role == RoleSubmission && len(s.RelayFrom) == 0 && s.TLSCert == "" && !s.AllowLoopbackAuth {
 		bad(key+"relay_from", "nobody could submit here: AUTH needs tls_cert and tls_key, and relay_from names no network")
+	}
+	if s.Role == RoleBounce {
+		c.validateBounceListener(key, s, bad)
 	}
 	for j, p := range s.RelayFrom {
 		if p.Bits() == 0 {

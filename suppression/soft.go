@@ -107,6 +107,13 @@ func (l *List) countSoft(tenant string, a message.Address, at time.Time) (enough
 	return enough, nil
 }
 
+// CountsSoft reports whether any mailbox may have soft bounces counted: if not,
+// nobody needs to tell of deliveries.
+func (l *List) CountsSoft() bool {
+	f := l.soft.Load()
+	return l.c.Policy.SoftCount >= 0 && (f == nil || f.count.Load() > 0)
+}
+
 // Delivered tells that a mailbox took a message, which ends its row of soft
 // bounces. It costs next to nothing for an address that has none.
 func (l *List) Delivered(tenant string, a message.Address) error {

@@ -79,6 +79,7 @@ func commands() []command {
 		{"trace", "", "follow SMTP dialogues with mail exchangers as they happen", trace},
 		{"explain reply", "\"421 4.7.28 ...\"", "say what a server's reply means and causes", explainReply},
 		{"bounce parse", "FILE...", "read bounces, complaints and auto-replies", bounceParse},
+		{"bounce quarantine", "list | show ID", "look at reports that were not believed", bounceQuarantine},
 		{"dkim keygen", "", "make a DKIM key and print its DNS record", dkimKeygen},
 		{"dkim check", "-c FILE", "compare the configured DKIM keys with DNS", dkimCheck},
 		{"key create", "-c FILE", "make an API key", keyCreate},
