@@ -277,7 +277,7 @@ func (a *App) openSuppression() error {
 		return err
 	}
 	s := &suppressor{list: a.list, rules: a.rules.Load, perCampaign: a.cfg.Bounce.UnsubscribeScope == "campaign"}
-	return a.sinks.Add(s, event.Options{Wants: s.wants})
+	return a.sinks.Add(s, event.Options{Wants: s.wants, MaxWait: suppressWait})
 }
 
 // suppressionKey reads the secret that addresses are hashed with, and makes one

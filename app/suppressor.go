@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"time"
 
 	"github.com/tradewind-mta/tradewind/bounce"
 	"github.com/tradewind-mta/tradewind/configs"
@@ -20,6 +21,10 @@ type suppressor struct {
 	rules       func() *bounce.Classifier
 	perCampaign bool
 }
+
+// suppressWait is how long facts may gather before they suppress: much less than
+// the second in which they must.
+const suppressWait = 100 * time.Millisecond
 
 // Name is the name of the sink's cursor.
 func (*suppressor) Name() string { return "suppression" }

@@ -24,6 +24,12 @@
 //	post [key=K] [tenant=T] [code=202] [as=id] [replayed] {json}
 //	cancel ID [code=200]
 //	suppress ADDRESS
+//	remember SINK mail=N as=x   ${x.path} is then the return path of that mail,
+//	        ${x.msgid} ${x.ref} ${x.fid} what its header says, and ${x.unsub}
+//	        ${x.subject} where and what to write to unsubscribe
+//	bring to=ADDRESS file=F [from=A] [sign=DOMAIN] [flip=N] [code=250]
+//	        a report to the bounce listener, at 127.0.0.1:2526, where config.toml
+//	        has one; flip changes a bit of octet N of the address
 //	advance 6m
 //	sink NAME ip=192.0.2.1 [without=8BITMIME,…] [tls=good|broken|early]
 //	sink NAME reply STAGE "451 …" [to=ADDRESS] [times=N]   (or "drop", "hold")
@@ -49,6 +55,8 @@
 //	expect queue N
 //	expect reply CODE|none                 to the first injection in the background
 //	expect status ID state= attempt= next= reply=
+//	expect suppressed ADDRESS [tenant=T] [for="REASON by SOURCE[ with evidence]"]
+//	expect held KIND:REASON…               what lies in quarantine, in order
 //	expect log "TEXT" | expect nolog "TEXT"
 //
 // Times (at=, next=) count from the beginning of the story.

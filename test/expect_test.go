@@ -37,6 +37,10 @@ func (s *story) expect(c *command) error {
 		return nil
 	case "reply":
 		return s.expectReply(c)
+	case "suppressed":
+		return s.expectSuppressed(c)
+	case "held":
+		return s.expectHeld(c)
 	}
 	return fmt.Errorf("there is nothing called %q to expect", c.word(1))
 }
@@ -335,6 +339,8 @@ func (s *story) checkEvents() {
 			s.t.Errorf("recipient %s begins with %s", e.RecipientID, e.Type)
 		case e.Time.Before(old.Time):
 			s.t.Errorf("recipient %s: %s at %v is earlier than %s at %v", e.RecipientID, e.Type, e.Time, old.Type, old.Time)
+		case old.Terminal && e.isLate():
+			e.Terminal = true // nothing else may follow either
 		case old.Terminal:
 			s.t.Errorf("recipient %s: %s follows the final %s", e.RecipientID, e.Type, old.Type)
 		}

@@ -245,6 +245,10 @@ func (s *story) run(c *command) error {
 		return s.cancelMail(c)
 	case "suppress":
 		return s.suppress(c)
+	case "remember":
+		return s.remember(c)
+	case "bring":
+		return s.bring(c)
 	case "sink":
 		return s.sink(c)
 	case "dns":
