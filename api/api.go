@@ -80,6 +80,7 @@ type Deps struct {
 	Queue        Queue
 	Journal      Journal
 	Suppressions Suppressions
+	Transfers    Transfers
 	Webhooks     Webhooks
 	// Allow says how long a caller must wait before it may hand over n more
 	// recipients; 0 lets it pass. Nil sets no limit.
@@ -182,6 +183,8 @@ func newAPI(cfg Config, deps Deps) (*api, *http.ServeMux, error) {
 		{"GET /v1/suppressions", ScopeSuppression, deps.Suppressions != nil, a.getSuppressions},
 		{"POST /v1/suppressions", ScopeSuppression, deps.Suppressions != nil, a.postSuppressions},
 		{"DELETE /v1/suppressions", ScopeSuppression, deps.Suppressions != nil, a.deleteSuppressions},
+		{"POST /v1/suppressions/import", ScopeSuppression, deps.Transfers != nil, a.importSuppressions},
+		{"GET /v1/suppressions/export", ScopeSuppression, deps.Transfers != nil, a.exportSuppressions},
 		{"GET /v1/webhooks", ScopeEvents, deps.Webhooks != nil, a.getWebhooks},
 		{"POST /v1/webhooks", ScopeEvents, deps.Webhooks != nil, a.postWebhooks},
 		{"POST /v1/webhooks/{id}/replay", ScopeEvents, deps.Webhooks != nil, a.replayWebhook},

@@ -261,7 +261,7 @@ func (a *App) openEventFiles() error {
 }
 
 func (a *App) openSuppression() error {
-	key, err := a.suppressionKey()
+	key, err := suppressionKey(a.cfg, a.opt.Memory)
 	if err != nil {
 		return err
 	}
@@ -282,16 +282,16 @@ func (a *App) openSuppression() error {
 
 // suppressionKey reads the secret that addresses are hashed with, and makes one
 // at the first start.
-func (a *App) suppressionKey() ([]byte, error) {
-	if a.opt.Memory {
+func suppressionKey(cfg *configs.Config, memory bool) ([]byte, error) {
+	if memory {
 		return make([]byte, suppression.MinKey), nil
 	}
-	path := a.cfg.Suppression.KeyFile
+	path := cfg.Suppression.KeyFile
 	if path == "" {
-		path = filepath.Join(a.cfg.DataDir, "suppression.key")
+		path = filepath.Join(cfg.DataDir, "suppression.key")
 	}
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && a.cfg.Suppression.KeyFile == "" {
+	if errors.Is(err, fs.ErrNotExist) && cfg.Suppression.KeyFile == "" {
 		key := make([]byte, suppression.MinKey)
 		rand.Read(key)
 		text = append(base64.StdEncoding.AppendEncode(nil, key), '\n')

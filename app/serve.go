@@ -95,7 +95,7 @@ func (a *App) listenHTTP() error {
 	}
 	deps := api.Deps{
 		Inject: a.door, Keys: a.keys, Replays: queueView{a}, Queue: queueView{a}, Journal: journalView{a.journal},
-		Suppressions: suppressionView{a.list}, Webhooks: a.hooks, Now: a.opt.Now, Log: a.log, Metrics: a.registry,
+		Suppressions: suppressionView{a.list}, Transfers: a.list, Webhooks: a.hooks, Now: a.opt.Now, Log: a.log, Metrics: a.registry,
 	}
 	if c.API != "" {
 		h, err := api.API(cfg, deps)

@@ -61,16 +61,13 @@ func (cl *client) get(ctx context.Context, w io.Writer, target string) error {
 	if err != nil {
 		return err
 	}
-	if cl.key != "" {
-		req.Header.Set("Authorization", "Bearer "+cl.key)
-	}
-	resp, err := cl.http.Do(req)
+	resp, err := cl.send(req)
 	if err != nil {
-		return fmt.Errorf("is the engine running? %w", err)
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the engine says %s", resp.Status)
+		return refusal(resp)
 	}
 	_, err = io.Copy(w, resp.Body)
 	return err
