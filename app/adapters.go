@@ -5,10 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"strings"
-	"sync/atomic"
-	"time"
 
-	"github.com/emersion/go-smtp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tradewind-mta/tradewind/api"
@@ -16,7 +13,6 @@ import (
 	"github.com/tradewind-mta/tradewind/event"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/queue"
-	"github.com/tradewind-mta/tradewind/store"
 	"github.com/tradewind-mta/tradewind/suppression"
 )
 
@@ -228,79 +224,6 @@ func (v suppressionView) Remove(_ context.Context, tenant string, addr message.A
 	return err
 }
 
-// pressure stands between the doors and the queue: it refuses mail when storage
-// has failed or the disk is nearly full, before anything is acknowledged.
-type pressure struct {
-	a    *App
-	full atomic.Bool
-}
-
-// spaceEvery is how often free space is looked at.
-const spaceEvery = time.Second
-
-// run watches the free space.
-func (p *pressure) run(ctx context.Context) error {
-	tick := time.NewTicker(spaceEvery)
-	defer tick.Stop()
-	for {
-		p.look()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-func (p *pressure) look() {
-	free, err := p.a.spool.Free()
-	if err != nil {
-		return // a file system that cannot tell has no watermark
-	}
-	low := free < uint64(p.a.cfg.Store.LowSpace)
-	if p.full.Swap(low) != low {
-		if low {
-			p.a.log.Error("the disk is nearly full: no mail is accepted until there is room", "free", free)
-		} else {
-			p.a.log.Info("there is room on the disk again", "free", free)
-		}
-	}
-}
-
-// err says why mail cannot be taken now, or nil.
-func (p *pressure) err() error {
-	if err := p.a.spool.Err(); err != nil {
-		return errors.Join(message.ErrBusy, err)
-	}
-	if p.full.Load() {
-		return message.ErrFull
-	}
-	return nil
-}
-
-// smtp is err as a reply.
-func (p *pressure) smtp() *smtp.SMTPError {
-	switch err := p.err(); {
-	case err == nil:
-		return nil
-	case errors.Is(err, message.ErrFull):
-		return &smtp.SMTPError{Code: 452, EnhancedCode: smtp.EnhancedCode{4, 3, 1}, Message: "Not enough space; try again later"}
-	}
-	return &smtp.SMTPError{Code: 421, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "Storage trouble; try again later"}
-}
-
-// Accept hands mail to the queue.
-func (p *pressure) Accept(ctx context.Context, subs []*message.Submission) error {
-	if err := p.err(); err != nil {
-		return err
-	}
-	err := p.a.queue.Accept(ctx, subs)
-	if errors.Is(err, store.ErrDead) {
-		return errors.Join(message.ErrBusy, err)
-	}
-	return err
-}
-
 // restartKeys names the settings that differ and take effect at a restart only.
 func restartKeys(old, now *configs.Config) (keys []string) {
 	for key, pair := range map[string][2]any{
@@ -348,6 +271,8 @@ func (a *App) registerMetrics() {
 		return float64(free)
 	})
 	gauge("tradewind_store_disk_bytes", "Space the spool uses.", func() float64 { return float64(a.spool.Metrics().DiskSpaceUsage()) })
+	gauge("tradewind_store_commits", "Commits that wait for the disk.", func() float64 { return float64(a.spool.Committing()) })
+	gauge("tradewind_store_stall_seconds", "For how long none of them has ended.", func() float64 { return a.spool.Stalled(a.opt.Now()).Seconds() })
 	gauge("tradewind_store_healthy", "1 while storage can be trusted, 0 after a failure.", func() float64 {
 		if a.spool.Err() != nil || a.ledger.Err() != nil {
 			return 0

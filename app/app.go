@@ -73,6 +73,7 @@ type App struct {
 	log *slog.Logger
 
 	registry *prometheus.Registry
+	ballast  *store.Ballast
 	spool    *store.DB
 	ledger   *store.DB
 	journal  *event.Journal
@@ -161,6 +162,9 @@ func (a *App) openStores() error {
 		return err
 	}
 	a.onClose(lock.Close)
+	if err := a.makeRoom(); err != nil {
+		return err
+	}
 	opt := store.Options{
 		FS: a.opt.FS, Logger: a.log, MaxOpenFiles: a.cfg.Store.MaxOpenFiles,
 		CacheBytes: int64(a.cfg.Store.Cache), MemTableBytes: uint64(a.cfg.Store.MemTable),
@@ -176,6 +180,16 @@ func (a *App) openStores() error {
 	}
 	opt.CacheBytes, opt.MemTableBytes = ledgerCache, 0
 	a.ledger, err = a.openStore(store.Ledger, opt)
+	return err
+}
+
+// makeRoom gives up the ballast if the disk is too full to open the stores.
+func (a *App) makeRoom() error {
+	a.ballast = store.NewBallast(a.cfg.DataDir, a.opt.FS, int64(a.cfg.Store.Ballast))
+	dropped, err := a.ballast.MakeRoom()
+	if dropped {
+		a.log.Error("the disk is full: the ballast is given up to open the stores; no mail is accepted until there is room for it again")
+	}
 	return err
 }
 
@@ -394,6 +408,7 @@ func (a *App) buildDelivery() error {
 	}
 	a.mta.Attach(a.queue)
 	a.pressure = &pressure{a: a}
+	a.pressure.lookForSpace() // before the doors open
 	return nil
 }
 

@@ -123,6 +123,27 @@ type Store struct {
 	MaxOpenFiles int `toml:"max_open_files"`
 	// LowSpace is the free space below which no mail is accepted.
 	LowSpace ByteSize `toml:"low_space"`
+	// Ballast is room kept for opening the stores on a full disk.
+	Ballast ByteSize `toml:"ballast"`
+	// Stall is for how long no commit may end, while some wait, before mail is
+	// refused.
+	Stall time.Duration `toml:"stall"`
+	// CommitMemory bounds the mail that waits for its commit.
+	CommitMemory ByteSize `toml:"commit_memory"`
+}
+
+func (s *Store) validate(bad func(key, format string, args ...any)) {
+	for field, v := range map[string]ByteSize{"low_space": s.LowSpace, "ballast": s.Ballast} {
+		if v < 0 {
+			bad("store."+field, "%d is negative", v)
+		}
+	}
+	if s.Stall < 0 || s.Stall > 0 && s.Stall < time.Second {
+		bad("store.stall", "%v is shorter than 1s (0 never refuses)", s.Stall)
+	}
+	if s.CommitMemory < 1<<20 {
+		bad("store.commit_memory", "%s is less than 1MiB", s.CommitMemory)
+	}
 }
 
 // DNS is the [dns] table.
@@ -269,7 +290,7 @@ func Default() Config {
 		},
 		Inject:      Inject{Received: true, MaxMessageSize: 50 << 20, MaxReceived: 50},
 		Queue:       queue.DefaultConfig(),
-		Store:       Store{Cache: 64 << 20, MemTable: 64 << 20, MaxOpenFiles: 512, LowSpace: 256 << 20},
+		Store:       Store{Cache: 64 << 20, MemTable: 64 << 20, MaxOpenFiles: 512, LowSpace: 256 << 20, Ballast: 64 << 20, Stall: 5 * time.Second, CommitMemory: 256 << 20},
 		Delivery:    mta.DefaultConfig(),
 		DNS:         DNS{Timeout: 5 * time.Second, Family: "prefer4", CacheEntries: 50_000},
 		Signing:     Signing{Unsigned: "defer", Expiry: 7 * 24 * time.Hour},

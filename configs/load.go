@@ -194,6 +194,7 @@ func (c *Config) validate() (errs []error) {
 		c.validateSMTP(i, bad)
 	}
 	c.validateHTTP(bad)
+	c.Store.validate(bad)
 	errs = append(errs, c.Queue.Validate()...)
 	errs = append(errs, c.Delivery.Validate()...)
 	for i := range c.Route {

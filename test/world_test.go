@@ -101,7 +101,7 @@ func (w *world) configuration(story string) string {
 	}
 	fmt.Fprintf(&b, "[http]\napi = %q\nadmin = %q\ntrust_loopback = true\n", apiAddr, adminAddr)
 	b.WriteString("[dns]\nservers = [\"203.0.113.53\"]\nallow_networks = [\"192.0.2.0/24\"]\n")
-	b.WriteString("[store]\ncache = \"4MiB\"\nmemtable = \"4MiB\"\n")
+	b.WriteString("[store]\ncache = \"4MiB\"\nmemtable = \"4MiB\"\nballast = \"0\"\n")
 	for _, d := range senders {
 		fmt.Fprintf(&b, "[[dkim]]\ndomain = %q\nselector = \"s1\"\nkey_file = %q\n", d, w.keyFile)
 	}

@@ -1,0 +1,136 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/emersion/go-smtp"
+
+	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/store"
+)
+
+// pressure stands between the doors and the queue: it refuses mail when storage
+// has failed, hangs or is nearly full, before anything is acknowledged. What
+// waits is delivered all the same.
+type pressure struct {
+	a       *App
+	full    atomic.Bool
+	stalled atomic.Bool
+	bytes   atomic.Int64 // of mail that waits for its commit
+}
+
+const (
+	// lookEvery is how often stalls are looked for.
+	lookEvery = 250 * time.Millisecond
+	// spaceEvery is how many looks lie between two at the free space.
+	spaceEvery = 4
+)
+
+// run watches the disk.
+func (p *pressure) run(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		p.lookForStall()
+		if n%spaceEvery == 0 {
+			p.lookForSpace()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// lookForSpace takes mail only while there is room for it and the ballast lies
+// where it belongs.
+func (p *pressure) lookForSpace() {
+	free, err := p.a.ballast.Free()
+	if err != nil {
+		return // a file system that cannot tell has no watermark
+	}
+	missing := uint64(p.a.ballast.Missing())
+	low := free < uint64(p.a.cfg.Store.LowSpace)+missing
+	if !low && missing > 0 {
+		if err := p.a.ballast.Lay(); err != nil {
+			p.a.log.Warn("the ballast cannot be laid in", "err", err)
+			low = true
+		}
+	}
+	if p.full.Swap(low) != low {
+		if low {
+			p.a.log.Error("the disk is nearly full: no mail is accepted until there is room", "free", free, "ballast_missing", missing)
+		} else {
+			p.a.log.Info("there is room on the disk again", "free", free)
+		}
+	}
+}
+
+// lookForStall notices that the disk keeps commits waiting, and that it does so
+// no longer.
+func (p *pressure) lookForStall() {
+	limit := p.a.cfg.Store.Stall
+	d := p.a.spool.Stalled(p.a.opt.Now())
+	if stalled := limit > 0 && d >= limit; p.stalled.Swap(stalled) != stalled {
+		if stalled {
+			p.a.log.Error("the disk does not answer: no mail is accepted until it does", "for", d, "commits", p.a.spool.Committing())
+		} else {
+			p.a.log.Info("the disk answers again")
+		}
+	}
+}
+
+var (
+	errStalled = errors.New("app: the disk does not answer")
+	errWaiting = errors.New("app: too much mail waits for the disk")
+)
+
+// err says why mail cannot be taken now, or nil.
+func (p *pressure) err() error {
+	if err := p.a.spool.Err(); err != nil {
+		return errors.Join(message.ErrBusy, err)
+	}
+	if p.full.Load() {
+		return message.ErrFull
+	}
+	if p.stalled.Load() {
+		return errors.Join(message.ErrBusy, errStalled)
+	}
+	return nil
+}
+
+// smtp is err as a reply.
+func (p *pressure) smtp() *smtp.SMTPError {
+	switch err := p.err(); {
+	case err == nil:
+		return nil
+	case errors.Is(err, message.ErrFull):
+		return &smtp.SMTPError{Code: 452, EnhancedCode: smtp.EnhancedCode{4, 3, 1}, Message: "Not enough space; try again later"}
+	}
+	return &smtp.SMTPError{Code: 421, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "Storage trouble; try again later"}
+}
+
+// Accept hands mail to the queue. What waits for a commit at the same time is
+// bounded, except that one call may always wait.
+func (p *pressure) Accept(ctx context.Context, subs []*message.Submission) error {
+	if err := p.err(); err != nil {
+		return err
+	}
+	size := int64(0)
+	for _, s := range subs {
+		size += int64(len(s.Body))
+	}
+	defer p.bytes.Add(-size)
+	if now := p.bytes.Add(size); now > int64(p.a.cfg.Store.CommitMemory) && now > size {
+		return errors.Join(message.ErrBusy, errWaiting)
+	}
+	err := p.a.queue.Accept(ctx, subs)
+	if errors.Is(err, store.ErrDead) {
+		return errors.Join(message.ErrBusy, err)
+	}
+	return err
+}
