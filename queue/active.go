@@ -45,7 +45,11 @@ func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 	if q := m.queues[*key]; q != nil {
 		return q
 	}
-	if len(m.queues) >= m.Config().MaxActive {
+	limit := m.Config().MaxActive
+	if len(m.queues) >= limit-limit/4 {
+		m.wake(m.crowded)
+	}
+	if len(m.queues) >= limit {
 		m.left++
 		return nil
 	}
@@ -68,7 +72,9 @@ func (m *Manager) wake(ch chan struct{}) {
 	}
 }
 
-// reapEvery is how often queues without items are dropped from memory.
+// reapEvery is how often queues without items are dropped from memory; that
+// happens at once when they take up three quarters of the room, or mail to many
+// domains would be pushed out to disk by queues that are done.
 const reapEvery = 10 * time.Second
 
 // runSearch looks for queues on disk that are not in memory, whenever there may
@@ -76,6 +82,7 @@ const reapEvery = 10 * time.Second
 func (m *Manager) runSearch(ctx context.Context) error {
 	reap := time.NewTicker(reapEvery)
 	defer reap.Stop()
+	busy := false // what is in memory has work: looking again at once is in vain
 	for {
 		if err := m.searchDisk(ctx); err != nil {
 			return err
@@ -85,6 +92,11 @@ func (m *Manager) runSearch(ctx context.Context) error {
 			return ctx.Err()
 		case <-reap.C:
 			m.reap()
+			busy = false
+		case <-m.crowded:
+			if !busy {
+				busy = m.reap() < m.Config().MaxActive/8
+			}
 		case <-m.search:
 		}
 	}
@@ -175,10 +187,11 @@ func (m *Manager) ensure(key *store.QueueKey, limit int) *Queue {
 	return q
 }
 
-// reap drops the queues that have nothing to send.
-func (m *Manager) reap() {
+// reap drops the queues that have nothing to send, and returns how many.
+func (m *Manager) reap() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	before := len(m.queues)
 	for key, q := range m.queues {
 		q.mu.Lock()
 		if q.complete && len(q.window) == 0 && q.leased == 0 && !q.refilling && len(q.removing) == 0 {
@@ -190,6 +203,7 @@ func (m *Manager) reap() {
 	if m.left != m.seen {
 		m.wake(m.search)
 	}
+	return before - len(m.queues)
 }
 
 // Evict drops a queue from memory that cannot be served for long, to make room

@@ -162,6 +162,7 @@ type Manager struct {
 	left, seen uint64
 
 	search   chan struct{}   // wakes the search for queues on disk
+	crowded  chan struct{}   // says that queues in memory should make room
 	searched *store.QueueKey // where the last search stopped; runSearch only
 	due      chan time.Time
 	refills  chan struct{} // bounds concurrent refills
@@ -191,6 +192,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		queues:  make(map[store.QueueKey]*Queue),
 		left:    1,
 		search:  make(chan struct{}, 1),
+		crowded: make(chan struct{}, 1),
 		due:     make(chan time.Time, 1),
 		refills: make(chan struct{}, 4),
 	}
