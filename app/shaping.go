@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -15,8 +16,11 @@ import (
 // suspensions, warm-up counts, the round robin of pools, what brakes have
 // counted, and how much of slow rates is used up.
 type shapingState struct {
-	a     *App
-	now   chan struct{} // asks for a save at once
+	a      *App
+	now    chan struct{} // asks for a save at once
+	resume *time.Timer   // for when the next suspension runs out
+
+	mu    sync.Mutex // protects saved, and is held while saving
 	saved throttle.Parts
 }
 
@@ -77,10 +81,18 @@ func (s *shapingState) load() error {
 func (s *shapingState) run(ctx context.Context) error {
 	tick := time.NewTicker(shapingEvery)
 	defer tick.Stop()
+	s.resume = time.NewTimer(time.Hour)
+	defer s.resume.Stop()
 	for {
+		if next := s.a.throttle.NextResume(); !next.IsZero() {
+			s.resume.Reset(max(0, next.Sub(s.a.opt.Now())))
+		}
 		select {
 		case <-ctx.Done():
 			return s.save(false)
+		case <-s.resume.C:
+			s.a.record(s.a.throttle.Sweep(s.a.opt.Now())...)
+			s.a.mta.SuspensionsChanged()
 		case <-s.now:
 		case <-tick.C:
 		}
@@ -93,6 +105,8 @@ func (s *shapingState) run(ctx context.Context) error {
 // save writes what has changed in one durable commit. While mail is being sent,
 // it writes down warm-up volume ahead of its use.
 func (s *shapingState) save(running bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	snap := s.a.throttle.Snapshot(s.a.opt.Now())
 	if running {
 		s.a.throttle.Reserve(snap)

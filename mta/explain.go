@@ -11,6 +11,9 @@ import (
 // Holding says in a few words what a ready queue waits for, "" when it has its
 // turn.
 func (m *MTA) Holding(key store.QueueKey) string {
+	if m.Stopped(&key) {
+		return "suspended"
+	}
 	pool := m.poolFor(&key)
 	m.mu.Lock()
 	t := m.targets[targetKey{pool: pool, domain: key.Domain}]

@@ -260,7 +260,7 @@ func (s *site) fill(now time.Time) {
 		}
 		l, until, held := s.pick(e, now)
 		if held {
-			s.suspend(e, until)
+			s.suspend(e, until, now)
 			continue
 		}
 		if l == nil {
@@ -556,7 +556,11 @@ func (s *site) keep(t *txn) {
 
 // suspend keeps an entry off the schedule until a suspension runs out, or until
 // suspensions change when until is zero. REQUIRES: s.mu.
-func (s *site) suspend(e *entry, until time.Time) {
+func (s *site) suspend(e *entry, until time.Time, now time.Time) {
+	if (until.IsZero() || until.Sub(now) > parkFor) && s.m.queue.Park(e.q) {
+		delete(s.entries, e.q) // on disk until SuspensionsChanged
+		return
+	}
 	why := throttle.LimitSuspended.String()
 	if until.IsZero() {
 		s.sched.stop(e, why)
@@ -566,9 +570,46 @@ func (s *site) suspend(e *entry, until time.Time) {
 	s.wakeBy(until)
 }
 
+// parkFor is how long a suspended queue is worth keeping in memory.
+const parkFor = time.Minute
+
+// Stopped reports whether all mail of a queue is suspended, whichever source
+// would carry it.
+func (m *MTA) Stopped(key *store.QueueKey) bool {
+	now := m.deps.Now()
+	mail := throttle.Selector{Domain: key.Domain, Tenant: key.Tenant, Campaign: key.Campaign}
+	if !m.deps.Throttle.AnyStopped() {
+		return false
+	}
+	if _, stopped := m.deps.Throttle.Stopped(now, mail); stopped {
+		return true
+	}
+	m.mu.Lock()
+	t := m.targets[targetKey{pool: m.poolFor(key), domain: key.Domain}]
+	var s *site
+	if t != nil {
+		s = t.site
+	}
+	m.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	lanes := s.lanes
+	s.mu.Unlock()
+	for _, l := range lanes {
+		mail.Provider, mail.Source = l.permit.Provider(), l.source.Name
+		if _, stopped := m.deps.Throttle.Stopped(now, mail); !stopped {
+			return false
+		}
+	}
+	return len(lanes) > 0
+}
+
 // SuspensionsChanged makes every site look again at what it may send: an
-// operator or a brake has suspended or resumed something.
+// operator or a brake has suspended or resumed something, or a time is over.
 func (m *MTA) SuspensionsChanged() {
+	m.queue.Unpark()
 	m.mu.Lock()
 	sites := slices.Collect(maps.Values(m.sites))
 	m.mu.Unlock()

@@ -307,6 +307,8 @@ func checkSuspension(t *testing.T, sel throttle.Selector, timed bool) {
 	mu.Unlock()
 	if timed {
 		time.Sleep(11 * time.Minute)
+		w.mta.SuspensionsChanged() // as the engine does at that time
+		time.Sleep(time.Second)
 	} else {
 		w.eng.Resume(sel)
 		w.mta.SuspensionsChanged()

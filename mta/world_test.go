@@ -134,7 +134,7 @@ func newWorld(t *testing.T, c worldConfig) *world {
 		c.queue(&cfg)
 	}
 	w.queue, err = queue.New(cfg, queue.Deps{
-		DB: db, Recorder: journal{w}, Now: time.Now, IDs: w.ids, Ready: w.mta.Ready, Expired: w.mta.Expired,
+		DB: db, Recorder: journal{w}, Now: time.Now, IDs: w.ids, Ready: w.mta.Ready, Expired: w.mta.Expired, Suspended: w.mta.Stopped,
 	})
 	if err != nil {
 		t.Fatal(err)

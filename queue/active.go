@@ -40,10 +40,15 @@ func (m *Manager) enqueue(key *store.QueueKey, it *Item) {
 // activate brings a queue into memory for the item at place seq. It returns nil
 // when memory for queues is used up; the search will come back to it.
 func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
+	suspended := m.suspended(key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if q := m.queues[*key]; q != nil {
 		return q
+	}
+	if suspended {
+		m.parked = true
+		return nil
 	}
 	limit := m.Config().MaxActive
 	if len(m.queues) >= limit-limit/4 {
@@ -54,7 +59,7 @@ func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 		return nil
 	}
 	q := &Queue{m: m, key: *key}
-	if m.left == m.seen {
+	if m.left == m.seen && !m.parked {
 		// Nothing of this queue lies on disk but what is being committed now.
 		q.complete = true
 		q.cursor = seq - 1
@@ -160,6 +165,12 @@ func (m *Manager) searchSpan(ctx context.Context, span store.Span) (room bool, e
 // adopt makes sure that a queue found on disk is in memory and being filled. It
 // reports false when there is no room.
 func (m *Manager) adopt(key *store.QueueKey) bool {
+	if m.suspended(key) {
+		m.mu.Lock()
+		m.parked = true
+		m.mu.Unlock()
+		return true
+	}
 	q := m.ensure(key, m.Config().MaxActive)
 	if q == nil {
 		return false
@@ -212,6 +223,45 @@ func (m *Manager) reap() (n int) {
 func (m *Manager) Evict(q *Queue) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.drop(q) {
+		return false
+	}
+	m.left++
+	return true
+}
+
+// Park drops a queue from memory whose mail is suspended; it stays on disk until
+// Unpark. It reports false when items of it are leased.
+func (m *Manager) Park(q *Queue) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.drop(q) {
+		return false
+	}
+	m.parked = true
+	return true
+}
+
+// Unpark looks for the queues on disk again: something has been resumed.
+func (m *Manager) Unpark() {
+	m.mu.Lock()
+	parked := m.parked
+	if parked {
+		m.parked = false
+		m.left++
+	}
+	m.mu.Unlock()
+	if parked {
+		m.wake(m.search)
+	}
+}
+
+func (m *Manager) suspended(key *store.QueueKey) bool {
+	return m.deps.Suspended != nil && m.deps.Suspended(key)
+}
+
+// drop takes a queue without leased items out of memory. REQUIRES: m.mu.
+func (m *Manager) drop(q *Queue) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.leased > 0 || q.refilling || q.gone || len(q.removing) > 0 {
@@ -223,6 +273,5 @@ func (m *Manager) Evict(q *Queue) bool {
 	m.items.Add(-int64(len(q.window)))
 	q.window, q.gone = nil, true
 	delete(m.queues, q.key)
-	m.left++
 	return true
 }

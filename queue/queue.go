@@ -134,6 +134,9 @@ type Deps struct {
 	// Ready is called, without locks, when a queue has items in its window
 	// after it had none. It must not block.
 	Ready func(*Queue)
+	// Suspended reports queues that are to stay on disk until Unpark; nil means
+	// none. It must be quick, and is called without locks.
+	Suspended func(*store.QueueKey) bool
 	// Expired builds the final event, and a DSN where one is due, for an item
 	// whose time has run out while it lay in the queue.
 	Expired func(*Item, *message.Message) Settlement
@@ -160,6 +163,9 @@ type Manager struct {
 	// in memory; seen is its value at the start of the last complete search.
 	// While they are equal, a queue that is not in memory is empty on disk.
 	left, seen uint64
+	// parked is set when queues stay on disk because they are suspended: then a
+	// queue that is not in memory may have items there all the same.
+	parked bool
 
 	search   chan struct{}   // wakes the search for queues on disk
 	crowded  chan struct{}   // says that queues in memory should make room

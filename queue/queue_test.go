@@ -41,15 +41,15 @@ type world struct {
 }
 
 // newWorld returns a queue that runs.
-func newWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
+func newWorld(t *testing.T, fs *vfs.MemFS, cfg Config, with ...func(*Deps)) *world {
 	t.Helper()
-	w := newIdleWorld(t, fs, cfg)
+	w := newIdleWorld(t, fs, cfg, with...)
 	w.run()
 	return w
 }
 
 // newIdleWorld returns a queue that does not run yet.
-func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
+func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config, with ...func(*Deps)) *world {
 	t.Helper()
 	w := &world{t: t, fs: fs, ids: &message.IDSource{}, ready: map[*Queue]bool{}}
 	db, err := store.Open("data", store.Spool, store.Options{
@@ -60,7 +60,7 @@ func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
 		t.Fatal(err)
 	}
 	w.db = db
-	w.m, err = New(cfg, Deps{
+	deps := Deps{
 		DB: db, Recorder: recorder{}, Now: time.Now, IDs: w.ids,
 		Ready: func(q *Queue) {
 			w.mu.Lock()
@@ -70,7 +70,11 @@ func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config) *world {
 		Expired: func(it *Item, _ *message.Message) Settlement {
 			return Settlement{Item: it, Event: w.m.Event(it, message.EventExpired, time.Now())}
 		},
-	})
+	}
+	for _, fn := range with {
+		fn(&deps)
+	}
+	w.m, err = New(cfg, deps)
 	if err != nil {
 		t.Fatal(err)
 	}

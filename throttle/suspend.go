@@ -122,6 +122,23 @@ func (e *Engine) Stopped(now time.Time, mail Selector) (until time.Time, stopped
 	return e.time(v.at), true
 }
 
+// AnyStopped reports whether there is any suspension at all.
+func (e *Engine) AnyStopped() bool { return e.stops.table.Load() != nil }
+
+// NextResume is when the next suspension runs out, zero if none does.
+func (e *Engine) NextResume() (next time.Time) {
+	t := e.stops.table.Load()
+	if t == nil {
+		return next
+	}
+	for _, st := range t.by {
+		if st.until != 0 && (next.IsZero() || st.Until.Before(next)) {
+			next = st.Until
+		}
+	}
+	return next
+}
+
 // edit replaces the table by a changed copy.
 func (s *stops) edit(fn func(by map[Selector]stop)) {
 	s.mu.Lock()
