@@ -10,7 +10,7 @@ import (
 // adminRoutes are the operations behind the admin listener that need the whole
 // engine.
 func (a *App) adminRoutes() []api.AdminRoute {
-	return append(a.quarantineRoutes(), []api.AdminRoute{
+	return append(append(a.quarantineRoutes(), a.operateRoutes()...), []api.AdminRoute{
 		{Pattern: "GET /v1/queues", Serve: a.getQueues},
 		{Pattern: "GET /v1/trace", Serve: a.getTrace},
 		{Pattern: "GET /v1/keys", Serve: a.getKeys},

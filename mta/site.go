@@ -25,6 +25,8 @@ type site struct {
 	m    *MTA
 	key  siteKey
 	hops []hop // explicit next hops; nil means the MX of the domain
+	// paths are the lanes as they were made, also when the site has retired.
+	paths []*lane
 
 	mu      sync.Mutex // protects everything below
 	sched   sched
@@ -97,6 +99,7 @@ func (m *MTA) site(key siteKey, domain string, hosts []string, hops []hop) *site
 		l.permit.Notify(func() { s.notified(l) })
 		s.lanes = append(s.lanes, l)
 	}
+	s.paths = s.lanes
 	m.sites[key] = s
 	return s
 }
@@ -594,16 +597,13 @@ func (m *MTA) Stopped(key *store.QueueKey) bool {
 	if s == nil {
 		return false
 	}
-	s.mu.Lock()
-	lanes := s.lanes
-	s.mu.Unlock()
-	for _, l := range lanes {
+	for _, l := range s.paths {
 		mail.Provider, mail.Source = l.permit.Provider(), l.source.Name
 		if _, stopped := m.deps.Throttle.Stopped(now, mail); !stopped {
 			return false
 		}
 	}
-	return len(lanes) > 0
+	return len(s.paths) > 0
 }
 
 // SuspensionsChanged makes every site look again at what it may send: an

@@ -1,6 +1,7 @@
 package mta
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"time"
@@ -56,49 +57,61 @@ type hop struct {
 	port uint16
 }
 
-// findSite returns the site that mail of a pool for a domain goes to.
-func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
+// destination is where mail for a domain goes: the key of its site without a
+// pool, the names of its hosts, and the next hops if a route says so.
+func (m *MTA) destination(ctx context.Context, domain string) (sk siteKey, hosts []string, to where, reply *message.Reply) {
 	set := m.set.Load()
 	now := m.deps.Now()
 	policy := set.Config.TLS
 	for i := range set.Routes {
 		r := &set.Routes[i]
-		if !r.matches(key.domain) {
+		if !r.matches(domain) {
 			continue
 		}
 		if r.TLS != "" {
 			policy = r.TLS
 		}
-		sk := siteKey{pool: key.pool, site: "route:" + strings.Join(r.NextHops, ",")}
-		hops := make([]hop, 0, len(r.NextHops))
-		hosts := make([]string, 0, len(r.NextHops))
+		to.expires = now.Add(routeLife)
+		to.hops = make([]hop, 0, len(r.NextHops))
 		for _, h := range r.NextHops {
 			host, port, err := splitHop(h, set.Config.Port)
 			if err != nil {
 				continue // Validate refused it
 			}
 			ip, _ := netip.ParseAddr(host)
-			hops = append(hops, hop{host: host, addr: ip, port: port})
+			to.hops = append(to.hops, hop{host: host, addr: ip, port: port})
 			hosts = append(hosts, host)
 		}
 		hosts = append(hosts, routeHost)
-		sk.tls = m.policy(policy, hosts, key.domain)
-		return m.site(sk, key.domain, hosts, hops), now.Add(routeLife), nil
+		return siteKey{site: "route:" + strings.Join(r.NextHops, ","), tls: m.policy(policy, hosts, domain)}, hosts, to, nil
 	}
-	route, reply := m.deps.Resolver.Route(m.soft, key.domain)
+	route, reply := m.deps.Resolver.Route(ctx, domain)
 	if reply != nil {
-		return nil, now, reply
+		return siteKey{}, nil, where{expires: now}, reply
 	}
-	hosts := make([]string, 0, len(route.Hosts))
 	for _, h := range route.Hosts {
 		hosts = append(hosts, h.Name)
 	}
-	expires := route.Expires
-	if expires.IsZero() {
-		expires = now.Add(routeLife)
+	if to.expires = route.Expires; to.expires.IsZero() {
+		to.expires = now.Add(routeLife)
 	}
-	sk := siteKey{pool: key.pool, site: route.Site, tls: m.policy(policy, hosts, key.domain)}
-	return m.site(sk, key.domain, hosts, nil), expires, nil
+	return siteKey{site: route.Site, tls: m.policy(policy, hosts, domain)}, hosts, to, nil
+}
+
+// where is the way to a destination, and how long that is known.
+type where struct {
+	hops    []hop // nil: the MX of the domain
+	expires time.Time
+}
+
+// findSite returns the site that mail of a pool for a domain goes to.
+func (m *MTA) findSite(key targetKey) (*site, time.Time, *message.Reply) {
+	sk, hosts, to, reply := m.destination(m.soft, key.domain)
+	if reply != nil {
+		return nil, to.expires, reply
+	}
+	sk.pool = key.pool
+	return m.site(sk, key.domain, hosts, to.hops), to.expires, nil
 }
 
 // policy is the stricter of the policy configured for a destination and what

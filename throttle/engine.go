@@ -395,3 +395,11 @@ func (e *Engine) Policy(hosts []string, domain string) TLS {
 
 // IPv6 reports whether mail for domain may go over IPv6.
 func (l *Lane) IPv6(domain string) bool { return l.Limits(domain).Bool(KeyIPv6, true) }
+
+// ProviderOf names the provider that hosts, or failing them a domain, belong to.
+func (e *Engine) ProviderOf(hosts []string, domain string) string {
+	if p := e.rules.Load().provider(hosts, nil, domain); p != nil {
+		return p.Name
+	}
+	return DefaultProvider
+}

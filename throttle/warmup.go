@@ -201,17 +201,7 @@ func (l *Lane) WarmupPlan(now time.Time) []PlanDay {
 	if l.sn.warm != nil {
 		w = *l.sn.warm
 	}
-	w.roll(plan, at)
-	var out []PlanDay
-	for d := w.day; d < len(plan.volumes); d++ {
-		out = append(out, PlanDay{
-			Date: time.Unix(0, (w.date+int64(d-w.day))*nsPerDay).UTC(), Day: d + 1, Volume: plan.volumes[d],
-		})
-	}
-	if len(out) > 0 {
-		out[0].Sent = w.sent
-	}
-	return out
+	return w.forecast(plan, at, maxWarmupDays)
 }
 
 // warmup reads a [warmup.NAME] table.

@@ -350,27 +350,22 @@ func explainReply(_ context.Context, c *call) error {
 		}
 		cfg = *loaded
 	}
-	rules, err := app.BounceRules(&cfg)
-	if err != nil {
-		return err
-	}
 	shaping, problems := cfg.ShapingRules()
 	if len(problems) > 0 {
 		return errors.New(problems[0].String())
 	}
-	reply.RemoteHost = *mxHost
-	v := rules.Classify(reply, *mxHost)
-	x := shaping.ExplainReply(reply, *mxHost, "")
-	if *asJSON {
-		return printJSON(c.stdout, map[string]any{
-			"category": v.Category.String(), "pmta_category": v.Category.PMTA(), "permanent": v.Permanent,
-			"suppress": v.Suppress, "bounce_rule": v.Rule, "confidence": v.Confidence, "shaping": x,
-		})
+	v, err := app.ExplainReply(&cfg, shaping, reply, *mxHost)
+	if err != nil {
+		return err
 	}
-	fmt.Fprintf(c.stdout, "category:   %s (PowerMTA: %s)\n", v.Category, v.Category.PMTA())
+	if *asJSON {
+		return printJSON(c.stdout, v)
+	}
+	x := v.Shaping
+	fmt.Fprintf(c.stdout, "category:   %s (PowerMTA: %s)\n", v.Category, v.PMTA)
 	fmt.Fprintf(c.stdout, "permanent:  %t\nsuppress:   %t\n", v.Permanent, v.Suppress)
-	if v.Rule != "" {
-		fmt.Fprintf(c.stdout, "rule:       %s (bounce rules, confidence %d %%)\n", v.Rule, v.Confidence)
+	if v.BounceRule != "" {
+		fmt.Fprintf(c.stdout, "rule:       %s (bounce rules, confidence %d %%)\n", v.BounceRule, v.Confidence)
 	}
 	fmt.Fprintf(c.stdout, "provider:   %s\n", x.Provider)
 	if x.Rule == "" {
@@ -381,7 +376,13 @@ func explainReply(_ context.Context, c *call) error {
 	if x.For > 0 {
 		fmt.Fprintf(c.stdout, " for %v", x.For)
 	}
+	if x.Trigger != "" {
+		fmt.Fprintf(c.stdout, " after %s", x.Trigger)
+	}
 	fmt.Fprintf(c.stdout, " (%s)\n", x.Origin)
+	if x.Origin.Basis != "" {
+		fmt.Fprintf(c.stdout, "basis:      %s\n", x.Origin.Basis)
+	}
 	return nil
 }
 
