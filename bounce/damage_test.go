@@ -126,7 +126,7 @@ func allFixtures(t testing.TB) map[string][]byte {
 	return mails
 }
 
-// TestDamagedMailAccusesNobody breaks every mail in every way. No crash, a report
+// TestDamagedMailAccusesNobody breaks every mail in a third of all ways. No crash, a report
 // within its bounds; and where whole pieces were moved or lost, nobody is
 // suppressed whom the mail did not name as failed, because the address that stays
 // when others are lost is that of the sender or of a bystander.
@@ -136,7 +136,7 @@ func TestDamagedMailAccusesNobody(t *testing.T) {
 	random := rand.New(rand.NewPCG(20, 26))
 	mails := allFixtures(t)
 	tried, accused := 0, 0
-	for _, name := range slices.Sorted(maps.Keys(mails)) {
+	for i, name := range slices.Sorted(maps.Keys(mails)) {
 		raw := mails[name]
 		if len(raw) > 12000 {
 			raw = raw[:12000]
@@ -147,7 +147,10 @@ func TestDamagedMailAccusesNobody(t *testing.T) {
 			failed[strings.ToLower(x.Address)] = true
 			failed[strings.ToLower(x.Original)] = true
 		}
-		for _, damage := range slices.Sorted(maps.Keys(structuralDamages)) {
+		for k, damage := range slices.Sorted(maps.Keys(structuralDamages)) {
+			if (i+k)%3 != 0 {
+				continue // a third of the pairs, so that each mail and each damage comes often
+			}
 			r := Parse(structuralDamages[damage](random, raw), o)
 			checkReport(t, r)
 			tried++
@@ -158,7 +161,10 @@ func TestDamagedMailAccusesNobody(t *testing.T) {
 				}
 			}
 		}
-		for _, damage := range slices.Sorted(maps.Keys(otherDamages)) {
+		for k, damage := range slices.Sorted(maps.Keys(otherDamages)) {
+			if (i+k)%3 != 0 {
+				continue
+			}
 			checkReport(t, Parse(otherDamages[damage](random, raw), o))
 		}
 	}
