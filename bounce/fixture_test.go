@@ -384,14 +384,14 @@ func TestMailOfManySystems(t *testing.T) {
 
 // TestMailNotSeenBefore reads the second batch, written after the parser had been
 // improved on the first, and the third, written after it had been improved on the
-// second. As first run: kind right 115 of 118 and 42 of 43, recipients found 108 of
-// 110 and 37 of 39, hard ones recognised 41 of 46 and 16 of 17, no false suppression.
-// One is still not read: a moderator's refusal that returns nothing and names only
+// second, and a small fourth. As first run: kind right 115 of 118, 42 of 43 and 16 of
+// 18; recipients found 108 of 110, 37 of 39 and 17 of 18; hard ones recognised 41 of
+// 46, 16 of 17 and 11 of 12; no false suppression. One is still not read: a moderator's refusal that returns nothing and names only
 // the list's owner.
 func TestMailNotSeenBefore(t *testing.T) {
 	t.Parallel()
 	s := scoreFixtures(t, readFixtures(t, "fresh/*.txtar"))
-	s.check(t, floor{files: 161, kind: 160, found: 148, recognised: 63, category: 98})
+	s.check(t, floor{files: 179, kind: 178, found: 166, recognised: 75, category: 113})
 	if s.falseSuppressions+s.gone > 0 {
 		t.Errorf("%d false suppressions, %d held for gone", s.falseSuppressions, s.gone)
 	}

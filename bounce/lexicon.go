@@ -95,6 +95,7 @@ func lexiconWords() [lexiconLists][]string {
 			onbestelbaar|niet bezorgd|niet besteld|niet worden bezorgd|niet afgeleverd|kon niet worden|vertraagd|bezorgfout
 			kan inte levereras|kunde inte|kunne ikke leveres|olevererbart|olevererad|kan ikke leveres|ikke leveret|ikke levert|leveransen|leveringen|forsinket|forsenad|oleverer|uleverbar|toimittaminen|ei voitu toimittaa|ei toimitettu|viivasty
 			nie mozna dostarczyc|niedostarczalne|niedostarczona|nie dostarczono|opoznion|nedorucitel|nelze dorucit|nedoruceno|zprava nebyla|nedoruceni|kezbesithetetlen|kezbesitese|nem kezbesit|nu a putut fi|nelivrat|nelivrabil|nije isporucen|ni bilo mogoce|nedorucen|teslim edilemedi|iletilemedi|teslim edilemez|gecikti
+			nepristatyt|neispristat|nepiegadat|nevareja piegadat|kohaletoimetamine ebaonnestus|ei saanud kohale|ei ole kohale
 			недоставлен|не доставлен|не может быть доставлен|невозможно доставить|ваше сообщение не|ваше письмо не|сбой доставки|ошибка доставки|отложен|задерж|неможливо доставити|не доставлено|недоставен|μη παραδοτε|δεν ηταν δυνατη|αδυναμια παραδοσης|αποτυχια παραδοσης|לא ניתן למסור|תعذر|تعذر التسليم|غير قابل للتسليم
 			配信不能|配信できません|配信されませんでした|配送できません|送信できません|送信エラー|配信エラー|配送エラー|メールエラー|エラー通知|エラーのお知らせ|メールを配信|届けることが|お届けでき|未配信|返信されました|配信遅延|配信が遅れ|送信失敗|配信失敗|不達|未達|宛先不明
 			退信|退回|未送达|未送達|无法投递|無法傳遞|無法投遞|無法寄達|傳遞失敗|传递失败|无法送达|投递失败|发送失败|被退|延迟|延遲|전달되지|반송|배달 실패|배달되지|전송 실패|전송되지|발송 실패|수신 거부|지연
@@ -108,6 +109,7 @@ func lexiconWords() [lexiconLists][]string {
 			niet worden|is mislukt|niet bezorgd|kon niet|bestaat niet
 			kunde inte|kan inte|har inte levererats|kunne ikke|kan ikke|blev ikke|ei voitu|ei toimitettu|epaonnistui|mislykkedes|mislyktes
 			nie mozna|nie mogla|nie moze|nie istnieje|nie zostala|nepodarilo|nelze|nebylo mozne|neexistuje|nem sikerult|nem kezbesit|nem lehet|nu a putut|nije moguce|ni bilo mogoce|edilemedi|basarisiz|bulunamad
+			nepristatyt|nepavyko|neegzistuoja|nevareja|neizdevas|neeksiste|ei eksisteeri|ebaonnestus
 			не может быть доставлен|не доставлен|не удалось|недоставлен|не была доставлена|не было доставлено|не существует|сбой доставки|невозможно доставить|не найден|не вдалося|не може бути|δεν ηταν δυνατ|απετυχε|تعذر|فشل تسليم|فشل التسليم
 			配信できません|配信に失敗|配信されません|送信できません|送信されません|送信に失敗|配送できません|配送に失敗|エラーのため|届けできません|届けできな|お届けでき|届けることが|宛先|存在しない|存在しません|見つかりません|受信できません|不達
 			无法送达|无法投递|无法发送|未能送达|未能投递|没有投递|投递失败|发送失败|退信|被退回|不存在|無法傳遞|無法傳送|無法投遞|無法|失败|失敗|不成功|전달되지|배달하지 못|배달되지|전송되지|보낼 수 없|존재하지 않|반송|실패|khong the|khong ton tai|khong gui duoc|ไม่สามารถ|ไม่พบ|tidak dapat|tidak ditemukan|gagal`,

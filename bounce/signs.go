@@ -121,7 +121,7 @@ func (p *parser) looksLikeBounce() bool {
 	case null:
 		// Not everything without a return path is a bounce, but all that
 		// speaks of failure and shows what failed.
-		return subject || text && (p.fromMachine() || tellsReply(p.text) || p.returnsOurMail())
+		return subject && (p.fromMachine() || tellsReply(p.text) || p.returnsOurMail() || p.namesFailed(rankWeak)) || text && (p.fromMachine() || tellsReply(p.text) || p.returnsOurMail())
 	case daemon, p.fromMachine():
 		return (subject || text) && (p.returnsOurMail() || tellsReply(p.text) && (subject || p.namesFailed(rankLine))) || subject && text && !p.fromPerson() && p.namesFailed(rankStrong)
 	}
