@@ -156,7 +156,7 @@ func (m *Manager) refill(q *Queue) error {
 		case <-m.ctx.Done():
 			return m.ctx.Err()
 		}
-		woke, horizon, err := m.refillOnce(q)
+		woke, next, horizon, err := m.refillOnce(q)
 		<-m.refills
 		if err != nil {
 			q.mu.Lock()
@@ -167,31 +167,34 @@ func (m *Manager) refill(q *Queue) error {
 		if woke {
 			m.deps.Ready(q)
 		}
-		if horizon == 0 {
+		switch next {
+		case refillDone:
 			return nil
-		}
-		if horizon == again {
-			continue
-		}
-		// Items were left on disk whose places the horizon has not reached:
-		// it moves within the time of a commit.
-		if err := m.db.Sequence().Wait(m.ctx, horizon); err != nil {
-			return err
+		case refillAgain:
+		case refillLater:
+			// It moves within the time of a commit.
+			if err := m.db.Sequence().Wait(m.ctx, horizon); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-// again is what refillOnce returns instead of a horizon when nothing it read
-// can be used and more follows.
-const again = ^uint64(0)
+// refillStep is what follows one read of the disk.
+type refillStep uint8
 
-// refillOnce returns the horizon to wait behind when items are known to lie
-// past it, again, or else 0 after giving q.refilling back.
-func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
+const (
+	refillDone  refillStep = iota // q.refilling has been given back
+	refillAgain                   // nothing that was read can be used, and more follows
+	refillLater                   // items are known to lie behind the horizon
+)
+
+// refillOnce reads the disk once, up to the horizon it returns.
+func (m *Manager) refillOnce(q *Queue) (woke bool, next refillStep, horizon uint64, err error) {
 	q.mu.Lock()
 	after := q.cursor
 	q.mu.Unlock()
-	horizon := m.db.Sequence().Horizon()
+	horizon = m.db.Sequence().Horizon()
 
 	var items []*Item
 	last, exhausted, read := after, true, 0
@@ -217,7 +220,7 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
 			return true, nil
 		})
 		if err != nil {
-			return false, 0, fmt.Errorf("queue: refill %s: %w", q.key, err)
+			return false, refillDone, horizon, fmt.Errorf("queue: refill %s: %w", q.key, err)
 		}
 	}
 
@@ -244,12 +247,12 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, wait uint64, err error) {
 	switch {
 	case q.complete || len(q.window) > 0:
 	case exhausted:
-		return woke, horizon, nil
+		return woke, refillLater, horizon, nil
 	default:
-		return woke, again, nil
+		return woke, refillAgain, horizon, nil
 	}
 	q.refilling = false
-	return woke, 0, nil
+	return woke, refillDone, horizon, nil
 }
 
 // takeResult is what take came to.

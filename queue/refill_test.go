@@ -4,9 +4,11 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
 )
 
@@ -70,6 +72,29 @@ func TestRefillGoesOnWhenAllItReadIsBeingCancelled(t *testing.T) {
 		if n, more := q.Len(); n == 0 && more {
 			t.Error("the window is empty, more lies on disk, and nobody is refilling")
 		}
+	})
+}
+
+// TestFirstMailOfANewStoreIsNotLeftBehind has the queue look at the disk when
+// nothing at all has been committed yet and something is on its way.
+func TestFirstMailOfANewStoreIsNotLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, vfs.NewCrashableMem(), DefaultConfig())
+		defer w.stop()
+		slow := w.db.NewBatch(0)
+		slow.Reserve(1)
+		if !w.m.adopt(&store.QueueKey{Domain: "one.example", Tenant: "acme"}) {
+			t.Fatal("no room for the first queue")
+		}
+		synctest.Wait()
+		w.accept(w.submission("acme", "a@one.example"))
+		slow.Close()
+		it := w.lease()
+		if it == nil {
+			t.Fatal("the first mail stays on disk")
+		}
+		w.settle(it, message.EventDelivered, time.Time{})
+		w.verify()
 	})
 }
 

@@ -142,7 +142,10 @@ tls = "off"
 	}()
 	// Mail until the trace, which begins at some moment, has seen three lines.
 	id := ""
-	for out := ""; out == ""; {
+	for out, n := "", 0; out == ""; n++ {
+		if n == 400 {
+			t.Fatalf("nothing is delivered: %s\n%s", ask("queue", "list", "--json"), ask("events", "tail", "--once", "--type", "message.delivered,message.deferred"))
+		}
 		if err := smtp.SendMail(a.SMTPAddr(0).String(), nil, "s@sender.example", []string{"r@rcpt.example"}, []byte("From: s@sender.example\r\n\r\nx\r\n")); err != nil {
 			t.Fatal(err)
 		}
