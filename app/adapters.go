@@ -237,6 +237,7 @@ func restartKeys(old, now *configs.Config) (keys []string) {
 		"events":      {old.Events, now.Events},
 		"suppression": {old.Suppression, now.Suppression},
 		"bounce":      {bounceRestart(old), bounceRestart(now)},
+		"token":       {old.Token.Life, now.Token.Life},
 		"log":         {old.Log, now.Log},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {

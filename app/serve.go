@@ -29,6 +29,12 @@ type httpListener struct {
 	listener net.Listener
 }
 
+// Bounds of a listener for reports.
+const (
+	reportLine    = 1 << 20
+	reportBuffers = 256 << 20
+)
+
 func (a *App) listenSMTP() error {
 	counters := inbound.NewMetrics(a.registry)
 	for i := range a.cfg.SMTP {
@@ -37,6 +43,11 @@ func (a *App) listenSMTP() error {
 			Hostname: a.cfg.Hostname, ImplicitTLS: c.ImplicitTLS, AllowLoopbackAuth: c.AllowLoopbackAuth,
 			MaxMessageBytes: int64(c.MaxMessageSize), MaxRecipients: c.MaxRecipients,
 			MaxConns: c.MaxConnections, MaxConnsPerAddr: c.MaxConnectionsPerAddr, IdleTimeout: c.IdleTimeout,
+		}
+		if c.Role == configs.RoleBounce {
+			// Nothing is sent on, so lines may be as long as broken servers write
+			// them; and nobody needs to have much under way.
+			ic.MaxTextLine, ic.MaxBufferedBytes = reportLine, reportBuffers
 		}
 		if c.TLSCert != "" {
 			cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)

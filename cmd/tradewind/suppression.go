@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/api"
@@ -235,10 +236,13 @@ func suppressionImport(ctx context.Context, c *call) error {
 	var out importResult
 	if l.file != "" {
 		err = l.offline(func(list *suppression.List) error {
-			if err := list.Rebuild(ctx); err != nil { // new rows then need no look at the store
-				return err
-			}
+			// With a filter that grows along, new rows need no look at the store.
+			house, stop := context.WithCancel(ctx)
+			var keeping sync.WaitGroup
+			keeping.Go(func() { list.Run(house) }) // returns nil, always
 			sum, err := list.Import(ctx, p, o)
+			stop()
+			keeping.Wait()
 			out.fill(&sum)
 			return err
 		})
