@@ -61,7 +61,7 @@ func (s *suppressor) Deliver(_ context.Context, batch []event.Record) error {
 		case e.Type == message.EventDelivered:
 			err = s.list.Delivered(e.Tenant, addr)
 		case s.soft(e):
-			_, err = s.list.SoftBounce(e.Tenant, addr, e.Time, message.EventID(e.Time, e.Seq))
+			_, err = s.list.SoftBounce(e.Tenant, addr, e.Time, e.Origin == "dsn", message.EventID(e.Time, e.Seq))
 		}
 		if err != nil {
 			return err

@@ -474,7 +474,7 @@ func TestSoftBouncesSuppressOnlyInARow(t *testing.T) {
 	policy := Policy{SoftCount: 3, SoftWindow: 10 * 24 * time.Hour, SoftBounce: 30 * 24 * time.Hour}
 	bounce := func(w *world, want bool) {
 		t.Helper()
-		got, err := w.SoftBounce("acme", ann, w.clock.Now(), message.ID{1})
+		got, err := w.SoftBounce("acme", ann, w.clock.Now(), false, message.ID{1})
 		if err != nil || got != want {
 			t.Errorf("at %v: got %v, %v, want %v", w.clock.Now(), got, err, want)
 		}
@@ -513,6 +513,45 @@ func TestSoftBouncesSuppressOnlyInARow(t *testing.T) {
 			w.clock.advance(6 * 24 * time.Hour)
 		}
 	}
+}
+
+// A server that takes every message and bounces it later would otherwise prove
+// its full mailbox well with each of them.
+func TestDeliveryDoesNotEndARowOfBouncesThatCameAfterOne(t *testing.T) {
+	t.Parallel()
+	ann := message.MustAddress("ann@example.com")
+	w := newWorld(t, Config{Policy: Policy{SoftCount: 3, SoftWindow: 10 * 24 * time.Hour}})
+	round := func(late, want bool) {
+		t.Helper()
+		if err := w.Delivered("acme", ann); err != nil {
+			t.Fatal(err)
+		}
+		w.clock.advance(time.Hour)
+		got, err := w.SoftBounce("acme", ann, w.clock.Now(), late, message.ID{1})
+		if err != nil || got != want {
+			t.Errorf("at %v: got %v, %v, want %v", w.clock.Now(), got, err, want)
+		}
+		w.clock.advance(24 * time.Hour)
+	}
+	round(true, false)
+	round(true, false)
+	round(true, true)
+
+	// The server has changed its ways: refusals at the door count as ever, and a
+	// delivery after them ends the row.
+	w = newWorld(t, Config{Policy: Policy{SoftCount: 3, SoftWindow: 10 * 24 * time.Hour}})
+	round(true, false)
+	round(false, false)
+	round(false, false)
+	round(false, false)
+	if err := w.Rebuild(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	round(true, false)
+	if err := w.Rebuild(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	round(true, false)
 }
 
 func TestListGoesPageByPageWithinATenant(t *testing.T) {

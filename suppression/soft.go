@@ -13,11 +13,15 @@ import (
 // Soft bounces are counted in rows of their own, one for a tenant's address:
 // version, masked place in the filter, and the times in seconds, oldest first. They
 // are committed lazily: a crash may forget one, which delays a suppression by
-// one bounce and breaks no promise.
-const softVersion = 1
+// one bounce and breaks no promise. Of two versions of the row the second says
+// that the last bounce came after the server had taken the message.
+const (
+	softVersion     = 1
+	softLateVersion = 2
+)
 
 func softPlace(v []byte) (uint64, error) {
-	if len(v) < 9 || v[0] != softVersion || (len(v)-9)%4 != 0 {
+	if len(v) < 9 || v[0] != softVersion && v[0] != softLateVersion || (len(v)-9)%4 != 0 {
 		return 0, errRow
 	}
 	return binary.BigEndian.Uint64(v[1:]), nil
@@ -33,8 +37,12 @@ func softTimes(v []byte) (times []time.Time, err error) {
 	return times, nil
 }
 
-func encodeSoft(masked uint64, times []time.Time) []byte {
-	v := binary.BigEndian.AppendUint64([]byte{softVersion}, masked)
+func encodeSoft(masked uint64, times []time.Time, late bool) []byte {
+	version := byte(softVersion)
+	if late {
+		version = softLateVersion
+	}
+	v := binary.BigEndian.AppendUint64([]byte{version}, masked)
 	for _, t := range times {
 		v = binary.BigEndian.AppendUint32(v, uint32(t.Unix()))
 	}
@@ -45,22 +53,23 @@ func encodeSoft(masked uint64, times []time.Time) []byte {
 // mailbox (one per message that was given up, not one per attempt), and
 // suppresses the address for the tenant when the policy's number is reached;
 // it reports whether it did. Counting one again is harmless when at is the
-// same second.
-func (l *List) SoftBounce(tenant string, a message.Address, at time.Time, evidence message.ID) (suppressed bool, err error) {
+// same second. late says that the server had taken the message before: from
+// such a server a delivery proves nothing, and does not end the row.
+func (l *List) SoftBounce(tenant string, a message.Address, at time.Time, late bool, evidence message.ID) (suppressed bool, err error) {
 	if l.c.Policy.SoftCount < 0 {
 		return false, nil
 	}
 	if err := checkScope(tenant, ""); err != nil {
 		return false, err
 	}
-	enough, err := l.countSoft(tenant, a, at)
+	enough, err := l.countSoft(tenant, a, at, late)
 	if err != nil || !enough {
 		return false, err
 	}
 	return true, l.Add(Addition{Tenant: tenant, Address: a, Reason: SoftBounce, At: at, Evidence: evidence, Source: "soft-bounce"})
 }
 
-func (l *List) countSoft(tenant string, a message.Address, at time.Time) (enough bool, err error) {
+func (l *List) countSoft(tenant string, a message.Address, at time.Time, late bool) (enough bool, err error) {
 	sid := l.secrets.sid(appendSubject(nil, tenant, a))
 	who := l.secrets.subject(tenant, a)
 	key := store.SoftBounceKey(nil, tenant, sid)
@@ -92,7 +101,7 @@ func (l *List) countSoft(tenant string, a message.Address, at time.Time) (enough
 	if enough {
 		b.Delete(key) // when the suppression has expired, counting begins anew
 	} else {
-		b.Set(key, encodeSoft(who.place^l.secrets.mask(sid[:]), times))
+		b.Set(key, encodeSoft(who.place^l.secrets.mask(sid[:]), times, late))
 	}
 	if err := b.CommitLazy(); err != nil {
 		return false, err
@@ -115,7 +124,7 @@ func (l *List) CountsSoft() bool {
 }
 
 // Delivered tells that a mailbox took a message, which ends its row of soft
-// bounces. It costs next to nothing for an address that has none.
+// bounces, unless the last of them came after such a delivery. It costs next to nothing for an address that has none.
 func (l *List) Delivered(tenant string, a message.Address) error {
 	f := l.soft.Load()
 	if f != nil && !f.has(l.secrets.subject(tenant, a)) {
@@ -127,7 +136,7 @@ func (l *List) Delivered(tenant string, a message.Address) error {
 	mu.Lock()
 	defer mu.Unlock()
 	v, err := l.db.Get(key)
-	if err != nil || v == nil {
+	if err != nil || len(v) == 0 || v[0] == softLateVersion {
 		return err
 	}
 	b := l.db.NewBatch(0)
