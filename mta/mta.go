@@ -111,7 +111,8 @@ type MTA struct {
 	metrics  *metrics
 	tracer   tracer
 
-	slots slots // connections, idle ones included
+	slots  slots // connections, idle ones included
+	health health
 	// soft ends when nothing new is begun any more, hard when transactions under
 	// way are cut off.
 	soft     context.Context

@@ -2,10 +2,12 @@ package mta
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -139,6 +141,10 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 			return c, false
 		}
 		s.refused(l, t, &grant, seen)
+		if laneHeld(&grant) && (grant.At.IsZero() || grant.At.Sub(m.deps.Now()) > m.set.Load().Config.IdleConnection) {
+			c.Quit(m.hard) // it would lie idle, and the provider wants fewer
+			return nil, true
+		}
 		return c, true
 	}
 	s.granted(t)
@@ -283,6 +289,9 @@ type candidate struct {
 // nil; denied means that a permit was refused before anything was tried.
 func (s *site) connect(l *lane, t *txn) (conn *outbound.Conn, denied *throttle.Grant, reply *message.Reply) {
 	m := s.m
+	if denied := m.health.denies(l.source.Name, m.deps.Now()); denied != nil {
+		return nil, denied, nil
+	}
 	domain := t.items[0].Recipient.Address.Domain()
 	list, reply := s.candidates(domain)
 	if reply != nil {
@@ -501,9 +510,14 @@ func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *th
 			m.slots.free()
 			grant.Release()
 		})
+		var missing error
 		opt := outbound.Options{
 			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				return m.deps.Dial(ctx, l.source, network, addr, len(s.hops) == 0)
+				c, err := m.deps.Dial(ctx, l.source, network, addr, len(s.hops) == 0)
+				if errors.Is(err, syscall.EADDRNOTAVAIL) {
+					missing = err
+				}
+				return c, err
 			},
 			EHLO: l.source.EHLO, Host: cand.host, Addr: cand.addr, Source: l.source.Name,
 			TLS: policy, Fallback: m.fallback, Timeouts: set.Config.Timeouts.outbound(),
@@ -517,9 +531,14 @@ func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *th
 		conn, reply := outbound.Dial(m.hard, opt)
 		if reply == nil {
 			m.metrics.connections.WithLabelValues(l.permit.Provider(), "ok").Inc()
+			m.sourceWorks(l)
 			return conn, nil, nil
 		}
 		release()
+		if missing != nil {
+			m.metrics.connections.WithLabelValues(l.permit.Provider(), "failed").Inc()
+			return nil, m.sourceMissing(l, missing), nil
+		}
 		m.metrics.connections.WithLabelValues(l.permit.Provider(), "failed").Inc()
 		m.apply(l, l.permit.Observe(m.deps.Now(), &throttle.Observation{Stage: reply.Stage, Reply: reply}))
 		if reply.Stage == message.StageSTARTTLS && policy == outbound.Opportunistic && !retried {

@@ -91,7 +91,7 @@ func (m *MTA) judge(l *lane, t *txn, it *queue.Item, o *message.Outcome, now tim
 	v.result = o.Result
 	if o.Result == message.Delivered {
 		if l != nil {
-			m.apply(l, l.permit.Observe(now, m.observation(t, it, o)))
+			m.apply(l, l.permit.Observe(now, m.observation(t, it, o, v)))
 		}
 		return v, false
 	}
@@ -109,7 +109,7 @@ func (m *MTA) judge(l *lane, t *txn, it *queue.Item, o *message.Outcome, now tim
 	if l == nil || o.Reply == nil || !o.Attempted {
 		return v, false
 	}
-	actions := l.permit.Observe(now, m.observation(t, it, o))
+	actions := l.permit.Observe(now, m.observation(t, it, o, v))
 	for _, a := range actions {
 		switch a.Kind {
 		case throttle.ActTemporary:
@@ -129,16 +129,19 @@ func (m *MTA) judge(l *lane, t *txn, it *queue.Item, o *message.Outcome, now tim
 			l.site.split(it.Recipient.Address.Domain())
 		case throttle.ActClose:
 			drop = true
+			if a.Scope == throttle.ScopeSource {
+				m.closeIdle(l)
+			}
 		}
 	}
 	m.apply(l, actions)
 	return v, drop
 }
 
-func (m *MTA) observation(t *txn, it *queue.Item, o *message.Outcome) *throttle.Observation {
+func (m *MTA) observation(t *txn, it *queue.Item, o *message.Outcome, v verdict) *throttle.Observation {
 	msg := t.load.msg
 	ob := &throttle.Observation{
-		Reply: o.Reply, Result: o.Result,
+		Reply: o.Reply, Result: v.result, UnknownUser: v.category == message.BadMailbox,
 		Domain: it.Recipient.Address.Domain(), Tenant: msg.Tenant, Campaign: msg.Campaign,
 		SenderDomain: domainOf(msg.Sender(&it.Recipient)), DKIMDomain: msg.HeaderFrom,
 		MessageID: msg.ID, Recipients: 1,
@@ -147,6 +150,14 @@ func (m *MTA) observation(t *txn, it *queue.Item, o *message.Outcome) *throttle.
 		ob.Stage = o.Reply.Stage
 	}
 	return ob
+}
+
+// closeIdle closes the connections of a lane's source at its provider that lie
+// idle: the provider wants none.
+func (m *MTA) closeIdle(l *lane) {
+	provider := l.permit.Provider()
+	for m.conns.Shed(func(k poolKey) bool { return k.source == l.source.Name && k.provider == provider }) {
+	}
 }
 
 // apply passes on what throttle wants told.

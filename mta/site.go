@@ -512,6 +512,11 @@ func entryLimit(g *throttle.Grant) bool {
 	return false
 }
 
+// laneHeld reports refusals by a hold or a suspension of everything on the lane.
+func laneHeld(g *throttle.Grant) bool {
+	return (g.Limit == throttle.LimitBackoff || g.Limit == throttle.LimitSuspended) && !entryLimit(g)
+}
+
 // mailScope reports refusals that concern some mail of a queue and leave the
 // rest of it free to go.
 func mailScope(g *throttle.Grant) bool {

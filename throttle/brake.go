@@ -228,6 +228,7 @@ func (b *brakes) act(e *Engine, br *brake, tenant, campaign string, now int64, w
 	if br.campaign {
 		a.Scope, a.Key, sel.Campaign = ScopeCampaign, campaignKey(tenant, campaign), campaign
 	}
+	e.metrics.brakes.WithLabelValues(brakeActions[br.action]).Inc()
 	reason := fmt.Sprintf("brake %s: %s (%s)", br.name, why, br.origin)
 	event := message.EventEgressSuspended
 	var until time.Time

@@ -9,11 +9,13 @@ import (
 
 // metrics are the counters of an engine. The label provider is a name from the
 // shaping files, or DefaultProvider for all other destinations together; limit
-// is one of the Limit names; state one of the State names.
+// is one of the Limit names; state one of the State names; action one of
+// brakeActions.
 type metrics struct {
 	refusals *prometheus.CounterVec // provider, limit
 	waited   *prometheus.CounterVec // provider, limit
 	held     *prometheus.GaugeVec   // provider, state
+	brakes   *prometheus.CounterVec // action
 
 	mu        sync.Mutex // protects everything below
 	providers map[string]*providerMetrics
@@ -41,10 +43,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "tradewind_throttle_holds",
 			Help: "Sources, domains, tenants and campaigns that providers made us slow down, by provider and state.",
 		}, []string{"provider", "state"}),
+		brakes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tradewind_throttle_brakes_total",
+			Help: "Tenants and campaigns that a brake slowed or stopped, by action: slow, pause, hold.",
+		}, []string{"action"}),
 		providers: map[string]*providerMetrics{},
 	}
+	for _, a := range brakeActions {
+		m.brakes.WithLabelValues(a)
+	}
 	if reg != nil {
-		reg.MustRegister(m.refusals, m.waited, m.held)
+		reg.MustRegister(m.refusals, m.waited, m.held, m.brakes)
 	}
 	return m
 }
