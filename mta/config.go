@@ -121,6 +121,12 @@ type Source struct {
 	Address string `toml:"address"`
 	// EHLO is the name to greet with; empty means the hostname.
 	EHLO string `toml:"ehlo"`
+	// SOCKS5 is the "host:port" of a SOCKS5 proxy that connects for us, from an
+	// address of its own; "user:password@host:port" logs in.
+	SOCKS5 string `toml:"socks5"`
+	// HAProxy is the "host:port" of a proxy that is told by a PROXY v2 header
+	// which Address to connect from and where to.
+	HAProxy string `toml:"haproxy"`
 }
 
 // IP is the parsed Address; invalid when the system chooses.
@@ -137,6 +143,22 @@ func (s *Source) Validate() (errs []error) {
 	if s.Address != "" {
 		if _, err := netip.ParseAddr(s.Address); err != nil {
 			errs = append(errs, fmt.Errorf("address: %q is not an IP address", s.Address))
+		}
+	}
+	if s.SOCKS5 != "" && s.HAProxy != "" {
+		errs = append(errs, fmt.Errorf("haproxy: a source goes through one proxy, and socks5 is set"))
+	}
+	if s.SOCKS5 != "" {
+		if _, _, err := socksServer(s.SOCKS5); err != nil {
+			errs = append(errs, fmt.Errorf("socks5: %w", err))
+		}
+	}
+	if s.HAProxy != "" {
+		if err := proxyServer(s.HAProxy); err != nil {
+			errs = append(errs, fmt.Errorf("haproxy: %w", err))
+		}
+		if s.Address == "" {
+			errs = append(errs, fmt.Errorf("haproxy: the source needs an address for the proxy to send from"))
 		}
 	}
 	if s.EHLO != "" {

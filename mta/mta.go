@@ -34,7 +34,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -307,21 +306,6 @@ func (m *MTA) source(name string) *Source {
 		}
 	}
 	return &Source{Name: name}
-}
-
-// dialer connects through the network. checked connections refuse addresses
-// that mail is never sent to, at the moment of connecting.
-func dialer(r *mx.Resolver) func(context.Context, *Source, string, string, bool) (net.Conn, error) {
-	return func(ctx context.Context, src *Source, network, addr string, checked bool) (net.Conn, error) {
-		d := net.Dialer{KeepAlive: -1}
-		if ip := src.IP(); ip.IsValid() {
-			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0))
-		}
-		if checked {
-			d.Control = r.Control
-		}
-		return d.DialContext(ctx, network, addr)
-	}
 }
 
 // local makes a reply in our own words.

@@ -47,6 +47,7 @@ type world struct {
 	goodbye        time.Duration // how long a host takes to close
 	// mailed is told how many transactions a connection has begun.
 	mailed func(source string, n int)
+	heard  func(*message.Event) // of every event; set before anything is accepted
 	events []*message.Event
 	counts map[message.EventType]int
 	keep   bool // events as well as counts
@@ -71,6 +72,9 @@ func (w *world) record(events ...*message.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, e := range events {
+		if w.heard != nil {
+			w.heard(e)
+		}
 		w.counts[e.Type]++
 		if w.keep {
 			w.events = append(w.events, e)
