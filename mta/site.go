@@ -330,47 +330,53 @@ func (s *site) split(domain string) {
 // that it may use no lane before until, or before it is resumed when until is
 // zero. REQUIRES: s.mu.
 func (s *site) pick(e *entry, now time.Time) (l *lane, until time.Time, held bool) {
-	open := 0
+	if !s.m.deps.Throttle.AnyStopped() {
+		return s.byWeight(func(l *lane) bool { return l.room(now) }), time.Time{}, false
+	}
+	open := make(map[*lane]bool, len(s.lanes))
 	forever := true
-	eligible := func(l *lane) bool {
+	for _, l := range s.lanes {
 		t, stopped := s.m.deps.Throttle.Stopped(now, throttle.Selector{
 			Domain: e.key.Domain, Provider: l.permit.Provider(), Tenant: e.key.Tenant, Campaign: e.key.Campaign, Source: l.source.Name,
 		})
 		switch {
 		case !stopped:
-			open++
-			return l.room(now)
+			open[l] = true
 		case !t.IsZero() && (forever || t.Before(until)):
 			forever, until = false, t
 		}
-		return false
 	}
-	var fit []*lane
-	for _, l := range s.lanes {
-		if eligible(l) {
-			fit = append(fit, l)
-		}
-	}
-	switch {
-	case open == 0:
+	if len(open) == 0 {
 		return nil, until, true
-	case len(fit) == 0:
-		return nil, time.Time{}, false
-	case len(s.lanes) == 1:
-		return fit[0], time.Time{}, false
+	}
+	return s.byWeight(func(l *lane) bool { return open[l] && l.room(now) }), time.Time{}, false
+}
+
+// byWeight chooses among the lanes that fit by the weights of the pool; nil if
+// none does. REQUIRES: s.mu.
+func (s *site) byWeight(fits func(*lane) bool) *lane {
+	if len(s.lanes) == 1 {
+		if fits(s.lanes[0]) {
+			return s.lanes[0]
+		}
+		return nil
 	}
 	find := func(name string) *lane {
-		i := slices.IndexFunc(fit, func(l *lane) bool { return l.source.Name == name })
+		i := slices.IndexFunc(s.lanes, func(l *lane) bool { return l.source.Name == name && fits(l) })
 		if i < 0 {
 			return nil
 		}
-		return fit[i]
+		return s.lanes[i]
 	}
 	name := s.m.deps.Throttle.Pick(s.key.pool, s.lanes[0].permit.Provider(), func(source string) bool { return find(source) != nil })
 	if l := find(name); l != nil {
-		return l, time.Time{}, false
+		return l
 	}
-	return fit[0], time.Time{}, false
+	// The pool has changed since the site was made.
+	if i := slices.IndexFunc(s.lanes, fits); i >= 0 {
+		return s.lanes[i]
+	}
+	return nil
 }
 
 // take returns the lane's next transaction, or nil when there is nothing to do
