@@ -33,12 +33,12 @@ var internet = []struct {
 
 // TestSimulatedInternetTakesEverything sends to all of them at once, under the
 // shipped rules, from two sources. TRADEWIND_INTERNET sets how many messages
-// (50,000 without, 5,000 with -short), TRADEWIND_PLOT the file for the picture.
+// (10,000 without, 2,000 with -short), TRADEWIND_PLOT the file for the picture.
 func TestSimulatedInternetTakesEverything(t *testing.T) {
 	t.Parallel()
-	n := 50_000
+	n := 10_000
 	if testing.Short() {
-		n = 5000
+		n = 2000
 	}
 	if v := os.Getenv("TRADEWIND_INTERNET"); v != "" {
 		var err error

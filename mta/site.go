@@ -33,6 +33,7 @@ type site struct {
 	chosen  uint64 // transactions the schedule has chosen so far
 	entries map[*queue.Queue]*entry
 	lanes   []*lane
+	turn    *lane                // chosen by weight, and not used yet
 	down    map[string]time.Time // hosts to pass over until then
 	single  map[string]time.Time // domains that want one recipient per transaction until then
 	timer   *time.Timer
@@ -253,7 +254,9 @@ func (l *lane) room(now time.Time) bool {
 func (s *site) fill(now time.Time) {
 	passed := 0
 	for {
-		if !slices.ContainsFunc(s.lanes, func(l *lane) bool { return l.room(now) }) {
+		stops := s.m.deps.Throttle.AnyStopped()
+		l := s.next(now, stops)
+		if l == nil {
 			return
 		}
 		e, next := s.sched.pop(now)
@@ -261,10 +264,13 @@ func (s *site) fill(now time.Time) {
 			s.wakeBy(next)
 			return
 		}
-		l, until, held := s.pick(e, now)
-		if held {
-			s.suspend(e, until, now)
-			continue
+		if stops {
+			var until time.Time
+			var held bool
+			if l, until, held = s.pick(e, now); held {
+				s.suspend(e, until, now)
+				continue
+			}
 		}
 		if l == nil {
 			// The lanes with room are those that are closed to this queue. It
@@ -289,6 +295,9 @@ func (s *site) fill(now time.Time) {
 			continue
 		}
 		s.chosen++
+		if l == s.turn {
+			s.turn = nil
+		}
 		l.buf.push(&txn{q: e.q, items: items, order: s.chosen, trial: trial})
 	}
 }
@@ -330,9 +339,6 @@ func (s *site) split(domain string) {
 // that it may use no lane before until, or before it is resumed when until is
 // zero. REQUIRES: s.mu.
 func (s *site) pick(e *entry, now time.Time) (l *lane, until time.Time, held bool) {
-	if !s.m.deps.Throttle.AnyStopped() {
-		return s.byWeight(func(l *lane) bool { return l.room(now) }), time.Time{}, false
-	}
 	open := make(map[*lane]bool, len(s.lanes))
 	forever := true
 	for _, l := range s.lanes {
@@ -350,6 +356,35 @@ func (s *site) pick(e *entry, now time.Time) (l *lane, until time.Time, held boo
 		return nil, until, true
 	}
 	return s.byWeight(func(l *lane) bool { return open[l] && l.room(now) }), time.Time{}, false
+}
+
+// next is the lane that the weights of the pool have chosen for the next
+// transaction, or nil while it is merely busy: shares would come out wrong if a
+// short queue at one source sent mail to another. Only a source that its limits
+// or a hold keep from sending leaves its turn to the others. While there are
+// suspensions, any lane with room will do, and pick chooses. REQUIRES: s.mu.
+func (s *site) next(now time.Time, stops bool) *lane {
+	if stops {
+		if i := slices.IndexFunc(s.lanes, func(l *lane) bool { return l.room(now) }); i >= 0 {
+			return s.lanes[i]
+		}
+		return nil
+	}
+	if s.turn == nil {
+		s.turn = s.byWeight(func(l *lane) bool { return l.room(now) || l.free(now) })
+	}
+	switch {
+	case s.turn == nil, s.turn.room(now):
+		return s.turn
+	case s.turn.free(now):
+		return nil
+	}
+	return s.byWeight(func(l *lane) bool { return l.room(now) }) // its turn is kept for it
+}
+
+// free reports that nothing but its own work keeps the lane busy.
+func (l *lane) free(now time.Time) bool {
+	return !l.until.After(now) && !l.stopped && !l.capped
 }
 
 // byWeight chooses among the lanes that fit by the weights of the pool; nil if

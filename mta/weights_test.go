@@ -1,0 +1,44 @@
+package mta_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tradewind-mta/tradewind/message"
+	"github.com/tradewind-mta/tradewind/mta/loadgen"
+)
+
+// TestSourcesShareTenThousandTinyQueuesByWeight sends 10,000 messages, each in a
+// queue of its own, from two sources of weights 100 and 1.
+func TestSourcesShareTenThousandTinyQueuesByWeight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set := sources(2)
+		set.Pools[0].Sources[0].Weight = 100
+		w := newWorld(t, worldConfig{zone: limitsZone, settings: set})
+		defer w.end()
+		var light atomic.Int64
+		for _, addr := range []string{"192.0.2.1", "192.0.2.2"} {
+			w.host(addr, loadgen.SinkConfig{Latency: 20 * time.Millisecond, OnMessage: func(m *loadgen.Received) {
+				if m.Client == "ip2" {
+					light.Add(1)
+				}
+			}})
+		}
+		list := make([]mail, 10_000)
+		for i := range list {
+			list[i] = mail{from: "a@s0.example", tenant: "t0", campaign: fmt.Sprint(i), to: []string{"r@a0.example"}}
+		}
+		w.accept(list...)
+		time.Sleep(10 * time.Minute)
+		if n := w.count(message.EventDelivered); n != len(list) {
+			t.Fatalf("%d of %d delivered", n, len(list))
+		}
+		if n := light.Load(); n < 97 || n > 101 {
+			t.Errorf("the light source sent %d of 10,000, want 99 within 2%%", n)
+		}
+	})
+}
