@@ -275,7 +275,7 @@ func measure(ctx context.Context, r relay, c *cell, round, messages int, rate fl
 	defer r.stop()
 	warm := *c
 	warm.greylist, warm.latency = 0, 0 // the sink decides, but not twice as long
-	if _, err := offer(ctx, r, f, &warm, "warm", min(warmup, messages), 0); err != nil {
+	if _, err := offer(ctx, r, f, &warm, "warm", max(messages/warmup, min(connections, messages)), 0); err != nil {
 		return nil, err
 	}
 	before, err := idle(ctx, r)

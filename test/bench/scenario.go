@@ -138,79 +138,91 @@ func (r *report) half(ctx context.Context, t *tradewind) error {
 	return nil
 }
 
-// distance drains the same queue into a sink that answers at once and into one
-// that takes 100 ms, over as many connections as there may be.
+// distance drains the same queue into a sink that answers at once, over a
+// hundred connections, and into one that takes 100 ms, over ten thousand.
 func (r *report) distance(ctx context.Context, t *tradewind) error {
-	messages := max(int(60000*r.scale), 1000)
-	lanes := min(10000, messages)
-	rates := map[time.Duration]float64{}
-	for _, latency := range []time.Duration{0, 100 * time.Millisecond} {
-		c := matrix()[0]
-		c.latency = latency
-		f, err := newFar(&c)
-		if err != nil {
-			return err
-		}
-		err = r.drain(ctx, t, f, &c, messages, lanes, rates)
-		f.close()
-		if err != nil {
-			return err
-		}
+	messages := max(int(120000*r.scale), 1000)
+	near, err := r.drain(ctx, t, messages, 100, 0)
+	if err != nil {
+		return err
 	}
-	r.found("distance", "throughput at 100 ms a reply, as a share of the sink that answers at once",
-		map[string]float64{"share": rates[100*time.Millisecond] / rates[0]}, "%.0f %%", 100*rates[100*time.Millisecond]/rates[0])
+	far, err := r.drain(ctx, t, messages, min(10000, messages/2), 100*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	r.found("distance", "the distant sink beside the one that answers at once",
+		map[string]float64{"share": far.rate / near.rate, "octets_per_connection": (far.memory - near.memory) / (far.peak - near.peak)},
+		"%.0f %% of its throughput; %.0f KiB more memory for each further connection, of which 10 are the message it carries",
+		100*far.rate/near.rate, (far.memory-near.memory)/(far.peak-near.peak)/1024)
 	return nil
 }
 
+// drained is what emptying a queue came to.
+type drained struct {
+	rate         float64
+	peak, memory float64 // connections at a time; octets
+}
+
 // drain fills a queue and measures how fast it empties.
-func (r *report) drain(ctx context.Context, t *tradewind, f *far, c *cell, messages, lanes int, rates map[time.Duration]float64) error {
+func (r *report) drain(ctx context.Context, t *tradewind, messages, lanes int, latency time.Duration) (d drained, err error) {
+	c := matrix()[0]
+	f, err := newFar(&c)
+	if err != nil {
+		return d, err
+	}
+	defer f.close()
 	// Filled while nobody listens at the far end, and delivered after a
 	// restart: source and relay do not compete.
-	t.next, t.keep = nowhere, false
-	near := *c
-	near.latency = 0
-	if err := t.start(ctx, &near, ""); err != nil {
-		return err
+	t.next, t.keep, t.lanes = nowhere, false, 0
+	if err := t.start(ctx, &c, ""); err != nil {
+		return d, err
 	}
-	l, err := offer(ctx, t, f, &near, "user", messages, 0)
+	l, err := offer(ctx, t, f, &c, "user", messages, 0)
 	t.stop()
 	if err != nil {
-		return err
+		return d, err
 	}
-	f.ledger.Store(l)
-	t.next, t.keep = "", true
-	t.lanes = lanes
-	if err := t.start(ctx, c, f.addr); err != nil {
-		return err
+	distant := c
+	distant.latency = latency
+	g, err := newFar(&distant)
+	if err != nil {
+		return d, err
+	}
+	defer g.close()
+	g.ledger.Store(l)
+	t.next, t.keep, t.lanes = "", true, lanes
+	if err := t.start(ctx, &distant, g.addr); err != nil {
+		return d, err
 	}
 	defer t.stop()
-	start := time.Now()
-	base := peakOf(t.pid())
 	if err := l.wait(ctx); err != nil {
-		return err
+		return d, err
 	}
-	// Counted from the first delivery: the restart is not what is measured.
-	var times []int64
-	for i := range l.arrived {
-		times = append(times, l.arrived[i].Load())
-	}
-	slices.Sort(times)
 	after, err := idle(ctx, t)
 	if err != nil {
-		return err
+		return d, err
 	}
 	if n := l.twice.Load(); n > 0 {
-		return fmt.Errorf("%w: %d deliveries too many", errLost, n)
+		return d, fmt.Errorf("%w: %d deliveries too many", errLost, n)
 	}
-	span := time.Duration(times[len(times)-1] - min(times[0], l.at(start)))
-	rate := float64(messages) / span.Seconds()
-	rates[c.latency] = rate
-	peak := f.sink.Counts().Peak
-	perConn := float64(peakOf(t.pid())-base) / float64(max(peak, 1))
-	r.found("distance", fmt.Sprintf("%d waiting messages of 10 KiB into a sink that takes %v a reply, up to %d connections", messages, c.latency, lanes),
-		map[string]float64{"rate": rate, "connections": float64(peak), "octets_per_connection": perConn, "cpu_us": float64(after.cpu.Microseconds()) / float64(messages)},
-		"%.0f messages/s over %d connections at a time; memory grew by %.0f KiB a connection; %.0f µs of CPU a message", rate, peak, perConn/1024, float64(after.cpu.Microseconds())/float64(messages))
-	return nil
+	// In the middle of it: how long the connections take to open, and the last
+	// messages to arrive, is another question.
+	times := make([]int64, messages)
+	for i := range times {
+		times[i] = l.arrived[i].Load()
+	}
+	slices.Sort(times)
+	from, to := messages/2, messages*19/20
+	d = drained{
+		rate: float64(to-from) / time.Duration(times[to]-times[from]).Seconds(),
+		peak: float64(g.sink.Counts().Peak), memory: float64(peakOf(t.pid())),
+	}
+	cpu := float64(after.cpu.Microseconds()) / float64(messages)
+	r.found("distance", fmt.Sprintf("%d waiting messages of 10 KiB into a sink that takes %v a reply, up to %d connections", messages, latency, lanes),
+		map[string]float64{"rate": d.rate, "connections": d.peak, "memory": d.memory, "cpu_us": cpu},
+		"%.0f messages/s from the middle on, %.0f over all of it; %.0f connections at a time; %.0f MiB at the most; %.0f µs of CPU a message",
+		d.rate, float64(messages)/time.Duration(times[messages-1]-times[0]).Seconds(), d.peak, d.memory/(1<<20), cpu)
+	return d, nil
 }
 
 // volume shows that a message costs the same however many there were before.
