@@ -149,3 +149,17 @@ func TestNamesChooseCells(t *testing.T) {
 		}
 	}
 }
+
+func TestProfileIsReadFromTheHeadOfItsListing(t *testing.T) {
+	t.Parallel()
+	for out, want := range map[string]time.Duration{
+		"Type: cpu\nDuration: 8s, Total samples = 5.66s (70.75%)\nShowing nodes accounting for 0.56s, 9.89% of 5.66s total\n": 560 * time.Millisecond,
+		"Showing nodes accounting for 50ms, 0.7% of 7s total\n":                                                               50 * time.Millisecond,
+		"Showing nodes accounting for 1.50mins, 99% of 1.51mins total\n":                                                      90 * time.Second,
+		"Type: cpu\nno samples\n": 0,
+	} {
+		if got, err := accounted(out); err != nil || got != want {
+			t.Errorf("%q: got %v, %v, want %v", out, got, err, want)
+		}
+	}
+}

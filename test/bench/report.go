@@ -20,6 +20,7 @@ type report struct {
 	cells         []cell
 	Samples       []*sample
 	Findings      []finding
+	Stages        []share
 	Notes         []string
 	skipped       map[string][]string // cell -> "relay: why"
 	order         []string            // of the relays
@@ -186,6 +187,7 @@ func (r *report) markdown(dir string) string {
 			p("| %s | %s |\n", f.What, f.Result)
 		}
 	}
+	b.WriteString(r.stagesTable())
 	for _, plot := range r.plots() {
 		p("\n![%s](%s)\n", plot.title, filepath.ToSlash(filepath.Join(dir, plot.name)))
 	}
@@ -249,7 +251,7 @@ func (r *report) write() error {
 	if err := os.MkdirAll(r.out, 0o755); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(map[string]any{"machine": r.machine, "samples": r.Samples, "findings": r.Findings}, "", " ")
+	raw, err := json.MarshalIndent(map[string]any{"machine": r.machine, "samples": r.Samples, "findings": r.Findings, "stages": r.Stages}, "", " ")
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ func (r *report) scenarios(ctx context.Context) error {
 		long bool // not in the quick run
 		run  func(context.Context, *tradewind) error
 	}{
+		{"profile", false, r.profile},
 		{"batch", false, r.batch},
 		{"half", false, r.half},
 		{"distance", false, r.distance},
