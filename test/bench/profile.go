@@ -23,12 +23,13 @@ func stages() []stage {
 	return []stage{
 		{"receive: the dialogue, the body's framing", `inbound\.\(\*Conn\)\.serve`, `DataBytes`},
 		{"door: header, checks, Received", `inject\.\(\*Injector\)\.Prepare`, ``},
-		{"accept: batch and memtable", `queue\.\(\*Manager\)\.Accept$`, ``},
+		{"accept: what goes into the batch", `queue\.\(\*Manager\)\.Accept$`, ``},
+		{"commits into the memtable, reads of the store", `store\.\(\*DB\)\.work$`, ``},
 		{"log of the store: write and sync", `record\.\(\*LogWriter\)\.flushLoop`, ``},
 		{"flush and compaction", `pebble/v2\.\(\*DB\)\.(flush|compact)`, ``},
 		{"schedule, permit, suppression, load", `mta\.\(\*site\)\.run$`, `outbound\.\(\*Conn\)\.Send|mta\.\(\*MTA\)\.settle`},
 		{"send", `outbound\.\(\*Conn\)\.Send$`, ``},
-		{"settle: verdict, event, batch and memtable", `mta\.\(\*MTA\)\.settle$`, ``},
+		{"settle: verdict, event, what goes into the batch", `mta\.\(\*MTA\)\.settle$`, ``},
 		{"events to the sinks", `event\.\(\*feed\)\.run$`, ``},
 		{"garbage collection, in the background", `runtime\.(gcBgMarkWorker|bgsweep|bgscavenge)$`, ``},
 		{"scheduler of goroutines", `runtime\.(mcall|mstart)$`, ``},
@@ -74,8 +75,11 @@ func (r *report) profile(ctx context.Context, t *tradewind) error {
 		r.note("The profile was not read: %v.", err)
 		return nil
 	}
-	rest := total
-	for _, s := range stages() {
+	rest, list := total, stages()
+	if r.short {
+		list = list[:1] // reading takes longer than the run
+	}
+	for _, s := range list {
 		d, err := samples(ctx, t.binary, file, s)
 		if err != nil {
 			return err
