@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	readSize  = 4 << 10  // longest line is half of it
+	readSize  = maxLine  // of which a reply of several recipients takes one or two
 	writeSize = 16 << 10 // one TLS record
 )
 
-// buffers is what a connection needs while it talks: about 6 KiB, and 16 more
+// buffers is what a connection needs while it talks: about 4 KiB, and 16 more
 // where bodies are copied, under TLS.
 type buffers struct {
 	read  [readSize]byte

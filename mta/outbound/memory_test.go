@@ -43,8 +43,8 @@ func TestOpenConnectionsStayWithinTheirMemory(t *testing.T) {
 	busy := measure(func(*Conn) {})
 	idle := measure(func(c *Conn) { c.release() })
 	t.Logf("%d octets a connection in use, %d idle", busy, idle)
-	if busy > 10<<10 || idle > 4<<10 {
-		t.Errorf("%d octets a connection in use, %d idle; want at most 10 KiB and 4 KiB", busy, idle)
+	if busy > 7<<10 || idle > 4<<10 {
+		t.Errorf("%d octets a connection in use, %d idle; want at most 7 KiB and 4 KiB", busy, idle)
 	}
 }
 
