@@ -401,7 +401,7 @@ func (a *App) buildDelivery() error {
 	}
 	a.queue, err = queue.New(a.cfg.Queue, queue.Deps{
 		DB: a.spool, Recorder: a.journal, Now: a.opt.Now, Logger: a.log, IDs: ids,
-		Ready: a.mta.Ready, Expired: a.mta.Expired, Suspended: a.mta.Stopped,
+		Ready: a.mta.Ready, Expired: a.mta.Expired, Suspended: a.mta.Stopped, Recall: a.recall,
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/emersion/go-smtp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
@@ -29,8 +30,44 @@ const (
 	spaceEvery = 4
 )
 
-// run watches the disk.
+// run watches the disk, and marks how far the stores have come.
 func (p *pressure) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.watch(ctx) })
+	g.Go(func() error { return p.mark(ctx) }) // waits when the disk does
+	return g.Wait()
+}
+
+// markEvery bounds what a damaged end of a log can hide.
+const markEvery = time.Second
+
+func (p *pressure) mark(ctx context.Context) error {
+	tick := time.NewTicker(markEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, db := range []*store.DB{p.a.spool, p.a.ledger} {
+			if err := db.Mark(p.a.opt.Now()); err != nil && !errors.Is(err, store.ErrDead) {
+				p.a.log.Warn("the store cannot be marked", "err", err)
+			}
+		}
+	}
+}
+
+// recall finds the last event about a recipient whose record is damaged.
+func (a *App) recall(id message.ID, n uint32) *message.Event {
+	events, err := a.journal.History(id, n)
+	if err != nil || len(events) == 0 {
+		return nil
+	}
+	return events[len(events)-1]
+}
+
+func (p *pressure) watch(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for n := 0; ; n++ {

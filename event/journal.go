@@ -119,7 +119,7 @@ func (j *Journal) Read(after uint64, limit int, fn func(seq uint64, typ message.
 		return next, nil
 	}
 	n := 0
-	err = j.db.Each(store.JournalSpan(after, horizon), func(key, value []byte) (bool, error) {
+	whole, err := j.db.EachReadable(store.JournalSpan(after, horizon), func(key, value []byte) (bool, error) {
 		seq, err := store.ParseJournalKey(key)
 		if err != nil {
 			return false, err
@@ -140,6 +140,9 @@ func (j *Journal) Read(after uint64, limit int, fn func(seq uint64, typ message.
 	})
 	if err != nil {
 		return next, err
+	}
+	if !whole {
+		j.metrics.unreadable.Inc() // the store has named the file
 	}
 	if n < limit {
 		next = horizon
@@ -194,6 +197,9 @@ func (j *Journal) history(id message.ID, only *uint32) ([]*message.Event, error)
 	for _, seq := range seqs {
 		key = store.JournalKey(key[:0], seq)
 		value, err = j.db.AppendGet(value[:0], key)
+		if store.IsDamage(err) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("event: history of %s: %w", id, err)
 		}

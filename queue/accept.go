@@ -127,7 +127,7 @@ func (m *Manager) addBody(b *store.Batch, id message.ID, data []byte) error {
 func (m *Manager) dropPending() error {
 	b := m.db.NewBatch(0)
 	defer b.Close()
-	err := m.db.Each(store.PendingSpan(), func(k, _ []byte) (bool, error) {
+	_, err := m.db.EachReadable(store.PendingSpan(), func(k, _ []byte) (bool, error) {
 		id, err := store.ParsePendingKey(k)
 		if err != nil {
 			return false, err

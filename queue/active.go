@@ -2,7 +2,6 @@ package queue
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/store"
@@ -138,11 +137,29 @@ func (m *Manager) searchDisk(ctx context.Context) error {
 
 // searchSpan reports false when it stopped because memory for queues is full.
 func (m *Manager) searchSpan(ctx context.Context, span store.Span) (room bool, err error) {
-	it, err := m.db.NewIter(span)
+	for {
+		room, err := m.searchReadable(ctx, &span)
+		if !store.IsDamage(err) {
+			return room, err
+		}
+		if span.Start, err = m.db.ReadableAfter(span); err != nil || span.Start == nil {
+			return true, err
+		}
+	}
+}
+
+// searchReadable moves span's start along, so that the search can go on behind
+// what is damaged.
+func (m *Manager) searchReadable(ctx context.Context, span *store.Span) (room bool, err error) {
+	it, err := m.db.NewIter(*span)
 	if err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() {
+		if closing := it.Close(); err == nil {
+			err = closing // it tells a failed read again
+		}
+	}()
 	for ok := it.First(); ok; {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -157,7 +174,8 @@ func (m *Manager) searchSpan(ctx context.Context, span store.Span) (room bool, e
 			return false, nil
 		}
 		m.searched = &key
-		ok = it.SeekGE(store.ReadyQueuesSpan(&key).Start)
+		span.Start = store.ReadyQueuesSpan(&key).Start
+		ok = it.SeekGE(span.Start)
 	}
 	return true, it.Error()
 }

@@ -3,7 +3,6 @@ package queue
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -83,13 +82,14 @@ func (m *Manager) removeSpots(list []spot, finish func(*Item, *message.Message) 
 	b.OnVisible(m.moves.Unlock)
 	var settle []Settlement
 	for i := range list {
-		it, err := m.claim(b, list[i].place)
+		it, damage, err := m.claim(b, list[i].id, list[i].n, list[i].place)
 		switch {
-		case errors.Is(err, errRecord):
-			continue // the next one who reads it puts it in quarantine
 		case err != nil:
 			return 0, fmt.Errorf("queue: remove: %w", err)
 		case it == nil:
+			continue
+		case damage != nil:
+			settle = append(settle, m.damagedEnd(it, damage))
 			continue
 		}
 		if it.msg, err = m.lookup(it.ID); err != nil || it.msg == nil {
@@ -146,13 +146,11 @@ func (m *Manager) rerouteSpots(list []spot, pool string) (int, error) {
 	var kbuf, lbuf [128]byte
 	var vbuf [1024]byte
 	for i := range list {
-		it, err := m.claim(b, list[i].place)
+		it, damage, err := m.claim(b, list[i].id, list[i].n, list[i].place)
 		switch {
-		case errors.Is(err, errRecord):
-			continue
 		case err != nil:
 			return 0, fmt.Errorf("queue: reroute: %w", err)
-		case it == nil:
+		case it == nil, damage != nil: // what is damaged ends when it expires
 			continue
 		}
 		moved++

@@ -85,7 +85,8 @@ func (m *Manager) promote(now time.Time) (moved int, next time.Time, err error) 
 	m.moves.Lock()
 	b.OnVisible(m.moves.Unlock)
 	var kbuf, lbuf [128]byte
-	err = m.db.Each(store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
+	// What lies where the disk cannot be read ends at its expiry.
+	_, err = m.db.EachReadable(store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
 		t, id, n, err := store.ParseDueKey(k)
 		if err != nil {
 			return false, err
@@ -127,21 +128,4 @@ func (m *Manager) promote(now time.Time) (moved int, next time.Time, err error) 
 		return 0, next, fmt.Errorf("queue: promote: %w", err)
 	}
 	return moved, next, nil
-}
-
-// quarantine sets aside a record that cannot be read: it is kept under a key
-// of its own and counted, and the rest goes on.
-func (m *Manager) quarantine(key, value []byte, cause error) error {
-	b := m.db.NewBatch(0)
-	defer b.Close()
-	seq := b.Reserve(1)
-	kept := append(append([]byte{byte(len(key))}, key...), value...)
-	b.Set(store.QuarantineKey(nil, seq), kept)
-	b.Delete(key)
-	m.damaged.Add(1)
-	m.deps.Logger.Error("unreadable queue record moved to quarantine", "record", seq, "key", fmt.Sprintf("%x", key), "err", cause)
-	if err := b.Commit(); err != nil {
-		return fmt.Errorf("queue: quarantine: %w", err)
-	}
-	return nil
 }

@@ -41,7 +41,7 @@ func (m *Manager) runSweep(ctx context.Context) error {
 // leased ones: whoever holds those sees to their end.
 func (m *Manager) expire(ctx context.Context, now time.Time) error {
 	var ids []message.ID
-	err := m.db.Each(store.ExpirySpan(now.Add(1)), func(k, _ []byte) (bool, error) {
+	_, err := m.db.EachReadable(store.ExpirySpan(now.Add(1)), func(k, _ []byte) (bool, error) {
 		_, id, err := store.ParseExpiryKey(k)
 		if err != nil {
 			return false, err
@@ -69,6 +69,9 @@ func (m *Manager) expireMessage(id message.ID) error {
 		switch {
 		case errors.Is(err, ErrInFlight):
 			return nil // the next sweep sees to it
+		case store.IsDamage(err) && !errors.Is(err, ErrDamaged):
+			m.deps.Logger.Error("a message cannot be expired: its locators are damaged", "msg_id", id, "err", err)
+			return nil
 		case errors.Is(err, ErrNotQueued), errors.Is(err, ErrDamaged):
 			m.deps.Logger.Error("remains of a message are removed", "msg_id", id, "err", err)
 			return m.purge(id)
@@ -86,7 +89,7 @@ func (m *Manager) purge(id message.ID) error {
 	b.Delete(store.MessageKey(nil, id))
 	b.DeleteSpan(store.BodySpan(id))
 	b.DeleteSpan(store.LocatorSpan(id))
-	err := m.db.Each(store.ExpirySpan(m.deps.Now().Add(1)), func(k, _ []byte) (bool, error) {
+	_, err := m.db.EachReadable(store.ExpirySpan(m.deps.Now().Add(1)), func(k, _ []byte) (bool, error) {
 		if _, other, err := store.ParseExpiryKey(k); err == nil && other == id {
 			b.Delete(k)
 		}
@@ -135,11 +138,11 @@ func (m *Manager) Cancel(id message.ID, n *uint32, reason string) (int, error) {
 // remove settles up to sweepChunk unleased recipients of message id as finish
 // says, in one durable commit.
 func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *message.Message) Settlement) (int, error) {
-	msg, err := m.lookup(id)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %s: %w", ErrDamaged, id, err)
+	msg, lookupErr := m.lookup(id)
+	if errors.Is(lookupErr, store.ErrDead) {
+		return 0, fmt.Errorf("queue: remove: %w", lookupErr)
 	}
-	if msg == nil {
+	if msg == nil && lookupErr == nil {
 		return 0, fmt.Errorf("%w: %s", ErrNotQueued, id)
 	}
 	b := m.db.NewBatch(0)
@@ -152,8 +155,12 @@ func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *messag
 	}
 	var list []Settlement
 	held := 0
-	err = m.db.Each(span, func(_, place []byte) (bool, error) {
-		it, err := m.claim(b, place)
+	err := m.db.Each(span, func(k, place []byte) (bool, error) {
+		_, n, err := store.ParseLocatorKey(k)
+		if err != nil {
+			return false, err
+		}
+		it, damage, err := m.claim(b, id, n, place)
 		if err != nil {
 			return false, err
 		}
@@ -162,7 +169,15 @@ func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *messag
 			return true, nil
 		}
 		it.msg = msg
-		list = append(list, finish(it, msg))
+		if damage == nil {
+			damage = lookupErr
+		}
+		if damage != nil {
+			m.deps.Logger.Error("a recipient is damaged on disk and ends", "msg_id", id, "recipient", n, "err", damage)
+			list = append(list, m.damagedEnd(it, damage))
+		} else {
+			list = append(list, finish(it, msg))
+		}
 		return len(list) < sweepChunk, nil
 	})
 	switch {
@@ -170,6 +185,8 @@ func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *messag
 		return 0, fmt.Errorf("queue: remove %s: %w", id, err)
 	case len(list) == 0 && held > 0:
 		return 0, fmt.Errorf("%w: %s", ErrInFlight, id)
+	case len(list) == 0 && lookupErr != nil:
+		return 0, fmt.Errorf("%w: %s: %w", ErrDamaged, id, lookupErr)
 	case len(list) == 0:
 		return 0, fmt.Errorf("%w: %s", ErrNotQueued, id)
 	}
@@ -189,33 +206,36 @@ func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *messag
 	return len(list), nil
 }
 
-// claim returns the unleased item under the due or ready key place, for deletion
-// in b, or nil when somebody has leased it.
+// claim returns the unleased item of recipient n of id under the due or ready
+// key place, for deletion in b, or nil when somebody has leased it. damage says
+// why the item is made up.
 // REQUIRES: m.moves.
-func (m *Manager) claim(b *store.Batch, place []byte) (*Item, error) {
+func (m *Manager) claim(b *store.Batch, id message.ID, n uint32, place []byte) (it *Item, damage, err error) {
 	v, err := m.db.Get(place)
-	if err != nil {
-		return nil, err
+	if err != nil && !store.IsDamage(err) {
+		return nil, nil, err
 	}
-	if v == nil {
-		return nil, nil // settled since the locator was read
+	damage = err
+	if v == nil && damage == nil {
+		at, err := m.db.Get(store.LocatorKey(nil, id, n))
+		if err != nil || string(at) != string(place) {
+			return nil, nil, err // settled since the locator was read
+		}
+		it, err := m.damagedItem(id, n, place)
+		return it, errDangling, err
 	}
 	if store.IsDue(place) {
-		key, record, err := splitDue(v)
-		if err != nil {
-			return nil, err
+		if damage == nil {
+			if it, damage = decodeDue(place, v); damage == nil {
+				return it, nil, nil
+			}
 		}
-		it, err := decodeItem(record)
-		if err != nil {
-			return nil, err
-		}
-		it.key = &key
-		it.due, _, _, err = store.ParseDueKey(place)
-		return it, err
+		it, err := m.damagedItem(id, n, place)
+		return it, damage, err
 	}
 	key, seq, err := store.ParseReadyKey(place)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// The queue is brought into memory for the time being, so that nobody can
 	// lease the item between here and the commit.
@@ -225,18 +245,36 @@ func (m *Manager) claim(b *store.Batch, place []byte) (*Item, error) {
 		q = m.ensure(&key, math.MaxInt)
 		taken = q.take(seq)
 	}
-	if taken == takeLeased {
-		return nil, nil
+	if taken == takeLeased && damage == nil {
+		return nil, nil, nil
 	}
-	b.OnVisible(func() {
-		if q.taken(seq) {
-			m.startRefill(q)
+	if taken == takeDone {
+		b.OnVisible(func() {
+			if q.taken(seq) {
+				m.startRefill(q)
+			}
+		})
+	}
+	if damage == nil {
+		if it, damage = decodeItem(v); damage == nil {
+			it.key, it.seq = &q.key, seq
+			return it, nil, nil
 		}
-	})
-	it, err := decodeItem(v)
+	}
+	it, err = m.damagedItem(id, n, place)
+	return it, damage, err
+}
+
+func decodeDue(place, v []byte) (*Item, error) {
+	key, record, err := splitDue(v)
 	if err != nil {
 		return nil, err
 	}
-	it.key, it.seq = &q.key, seq
-	return it, nil
+	it, err := decodeItem(record)
+	if err != nil {
+		return nil, err
+	}
+	it.key = &key
+	it.due, _, _, err = store.ParseDueKey(place)
+	return it, err
 }

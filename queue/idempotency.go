@@ -48,14 +48,17 @@ func (m *Manager) expireIdempotency(now time.Time) error {
 	b := m.db.NewBatch(0)
 	defer b.Close()
 	n := 0
-	err := m.db.Each(store.IdempotencyExpirySpan(now), func(k, _ []byte) (bool, error) {
+	_, err := m.db.EachReadable(store.IdempotencyExpirySpan(now), func(k, _ []byte) (bool, error) {
 		record, err := store.ParseIdempotencyExpiryKey(k)
 		if err != nil {
 			return false, err
 		}
 		v, err := m.db.Get(record)
-		if err != nil {
+		if err != nil && !store.IsDamage(err) {
 			return false, err
+		}
+		if err != nil {
+			b.Delete(record)
 		}
 		if len(v) >= 9 && int64(binary.BigEndian.Uint64(v[1:])) <= now.UnixNano() {
 			b.Delete(record)

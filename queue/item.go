@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -88,26 +87,6 @@ func (m *Manager) Load(items []*Item) (*message.Message, []byte, error) {
 	data, err := m.Body(first.ID, first.msg.Size)
 	return first.msg, data, err
 }
-
-// Abandon settles leased items whose message cannot be read: they bounce, with
-// the damage as the reason.
-func (m *Manager) Abandon(items []*Item, cause error) error {
-	list := make([]Settlement, len(items))
-	for i, it := range items {
-		msg := it.msg
-		if msg == nil {
-			msg = &message.Message{ID: it.ID, Tenant: it.key.Tenant, Campaign: it.key.Campaign, Class: it.key.Class, Accepted: it.Accepted, Expires: it.Expires}
-		}
-		e := m.EventOf(it, msg, message.EventBounced, m.deps.Now())
-		e.Category, e.Detail = message.Other, "damaged on disk: "+cause.Error()
-		list[i] = Settlement{Item: it, Event: e}
-	}
-	m.damaged.Add(int64(len(items)))
-	return m.Settle(list)
-}
-
-// ErrDamaged reports a message whose record or body cannot be read.
-var ErrDamaged = errors.New("queue: damaged message")
 
 // lookup reads the record of message id. It returns nil when the queue does
 // not hold it.

@@ -140,6 +140,9 @@ type Deps struct {
 	// Expired builds the final event, and a DSN where one is due, for an item
 	// whose time has run out while it lay in the queue.
 	Expired func(*Item, *message.Message) Settlement
+	// Recall finds the last event about recipient n of a message, or nil, for a
+	// recipient whose record is damaged. It may be nil.
+	Recall func(id message.ID, n uint32) *message.Event
 }
 
 // stripes is how many locks the messages with several recipients share.
@@ -252,7 +255,10 @@ func (m *Manager) count(ctx context.Context) error {
 		}
 	}
 	m.waiting.Add(n)
-	return it.Error()
+	if err := it.Error(); !store.IsDamage(err) {
+		return err
+	}
+	return nil // the store has told; the number is too low
 }
 
 // Stats are the manager's counters, for metrics and the console.

@@ -200,7 +200,7 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, next refillStep, horizon uint
 	last, exhausted, read := after, true, 0
 	limit := min(refillChunk, m.windowSize())
 	if horizon > after {
-		err = m.db.Each(store.ReadySpan(&q.key, after, horizon), func(k, v []byte) (bool, error) {
+		_, err = m.db.EachReadable(store.ReadySpan(&q.key, after, horizon), func(k, v []byte) (bool, error) {
 			if read == limit {
 				exhausted = false
 				return false, nil
@@ -213,6 +213,8 @@ func (m *Manager) refillOnce(q *Queue) (woke bool, next refillStep, horizon uint
 			last = seq
 			it, err := decodeItem(v)
 			if err != nil {
+				m.moves.Lock()
+				defer m.moves.Unlock()
 				return true, m.quarantine(k, v, err)
 			}
 			it.queue, it.key, it.seq = q, &q.key, seq

@@ -140,6 +140,9 @@ func (m *Manager) dropDone(b *store.Batch, list []Settlement) error {
 			waiting++
 			return waiting <= gone, nil
 		})
+		if store.IsDamage(err) {
+			continue // the sweep removes what is left
+		}
 		if err != nil {
 			return fmt.Errorf("queue: settle: %w", err)
 		}

@@ -17,6 +17,8 @@ type Report struct {
 	BodyBytes  int64    `json:"body_bytes"`
 	Quarantine int      `json:"quarantine"`
 	Problems   []string `json:"problems,omitempty"`
+	// Damaged names the files of the store that cannot be read in part.
+	Damaged []string `json:"damaged,omitempty"`
 }
 
 // maxProblems bounds the problems one report lists.
@@ -32,6 +34,7 @@ func (r *Report) problem(format string, args ...any) {
 // under exactly one due or ready key and its locator names that key; each
 // waiting recipient has a message with a whole body and an expiry; no message
 // or body is left without recipients. It reads everything and changes nothing.
+// What cannot be read is a problem of the message or recipient it belongs to.
 func Verify(db *store.DB) (*Report, error) {
 	r := &Report{}
 	if err := r.verifyPlaces(db); err != nil {
@@ -43,11 +46,34 @@ func Verify(db *store.DB) (*Report, error) {
 	if err := r.verifyBodies(db); err != nil {
 		return nil, err
 	}
-	err := db.Each(store.QuarantineSpan(), func(_, _ []byte) (bool, error) {
+	err := r.each(db, "quarantine", store.QuarantineSpan(), func(_, _ []byte) (bool, error) {
 		r.Quarantine++
 		return true, nil
 	})
+	if l := db.Lost(); l != nil {
+		r.problem("the end of the log is missing: what was committed between %v and %v is lost", l.After, l.Until)
+	}
+	r.Damaged = db.DamagedFiles()
 	return r, err
+}
+
+// each is EachReadable that notes when something was left out.
+func (r *Report) each(db *store.DB, what string, s store.Span, fn func(k, v []byte) (bool, error)) error {
+	whole, err := db.EachReadable(s, fn)
+	if !whole {
+		r.problem("some of the %s cannot be read", what)
+	}
+	return err
+}
+
+// get is Get that takes damage as a problem of whose.
+func (r *Report) get(db *store.DB, whose string, key []byte) (v []byte, ok bool, err error) {
+	v, err = db.Get(key)
+	if store.IsDamage(err) {
+		r.problem("%s: %v", whose, err)
+		return nil, false, nil
+	}
+	return v, err == nil, err
 }
 
 // verifyPlaces checks items against locators, both ways.
@@ -58,8 +84,8 @@ func (r *Report) verifyPlaces(db *store.DB) error {
 			r.problem("item under %x: %v", k, err)
 			return nil
 		}
-		at, err := db.Get(store.LocatorKey(nil, it.ID, it.Recipient.N))
-		if err != nil {
+		at, ok, err := r.get(db, "recipient "+message.RecipientID(it.ID, it.Recipient.N), store.LocatorKey(nil, it.ID, it.Recipient.N))
+		if err != nil || !ok {
 			return err
 		}
 		if string(at) != string(k) {
@@ -67,7 +93,7 @@ func (r *Report) verifyPlaces(db *store.DB) error {
 		}
 		return nil
 	}
-	err := db.Each(store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
+	err := r.each(db, "waiting items", store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
 		r.Due++
 		_, record, err := splitDue(v)
 		if err != nil {
@@ -79,32 +105,33 @@ func (r *Report) verifyPlaces(db *store.DB) error {
 	if err != nil {
 		return err
 	}
-	err = db.Each(store.ReadyQueuesSpan(nil), func(k, v []byte) (bool, error) {
+	err = r.each(db, "ready items", store.ReadyQueuesSpan(nil), func(k, v []byte) (bool, error) {
 		r.Ready++
 		return true, check(k, v)
 	})
 	if err != nil {
 		return err
 	}
-	return db.Each(store.LocatorsSpan(), func(k, at []byte) (bool, error) {
+	return r.each(db, "locators", store.LocatorsSpan(), func(k, at []byte) (bool, error) {
 		r.Recipients++
 		id, n, err := store.ParseLocatorKey(k)
 		if err != nil {
 			r.problem("locator %x: %v", k, err)
 			return true, nil
 		}
-		v, err := db.Get(at)
+		whose := "recipient " + message.RecipientID(id, n)
+		v, ok, err := r.get(db, whose, at)
 		if err != nil {
 			return false, err
 		}
-		if v == nil {
+		if ok && v == nil {
 			r.problem("recipient %s is said to lie under %x, where nothing is", message.RecipientID(id, n), at)
 		}
-		msg, err := db.Get(store.MessageKey(nil, id))
+		msg, ok, err := r.get(db, whose, store.MessageKey(nil, id))
 		if err != nil {
 			return false, err
 		}
-		if msg == nil {
+		if ok && msg == nil {
 			r.problem("recipient %s waits but its message is missing", message.RecipientID(id, n))
 		}
 		return true, nil
@@ -114,7 +141,7 @@ func (r *Report) verifyPlaces(db *store.DB) error {
 // verifyMessages checks that every message decodes, has somebody waiting, a
 // body of the right size and an expiry.
 func (r *Report) verifyMessages(db *store.DB) error {
-	return db.Each(store.MessageSpan(), func(k, v []byte) (bool, error) {
+	return r.each(db, "messages", store.MessageSpan(), func(k, v []byte) (bool, error) {
 		r.Messages++
 		id, err := store.ParseMessageKey(k)
 		if err != nil {
@@ -127,7 +154,7 @@ func (r *Report) verifyMessages(db *store.DB) error {
 			return true, nil
 		}
 		waiting := 0
-		err = db.Each(store.LocatorSpan(id), func(_, _ []byte) (bool, error) {
+		_, err = db.EachReadable(store.LocatorSpan(id), func(_, _ []byte) (bool, error) {
 			waiting++
 			return false, nil
 		})
@@ -142,17 +169,20 @@ func (r *Report) verifyMessages(db *store.DB) error {
 			size += len(v)
 			return true, nil
 		})
+		if err != nil && !store.IsDamage(err) {
+			return false, err
+		}
 		if err != nil {
 			r.problem("message %s: body: %v", id, err)
 		} else if size != msg.Size {
 			r.problem("message %s: body has %d bytes, want %d", id, size, msg.Size)
 		}
 		r.BodyBytes += int64(size)
-		expiry, err := db.Get(store.ExpiryKey(nil, msg.Expires, id))
+		expiry, ok, err := r.get(db, "message "+id.String(), store.ExpiryKey(nil, msg.Expires, id))
 		if err != nil {
 			return false, err
 		}
-		if expiry == nil {
+		if ok && expiry == nil {
 			r.problem("message %s has no expiry", id)
 		}
 		return true, nil
@@ -162,7 +192,7 @@ func (r *Report) verifyMessages(db *store.DB) error {
 // verifyBodies looks for bodies without a message.
 func (r *Report) verifyBodies(db *store.DB) error {
 	var last message.ID
-	return db.Each(store.BodiesSpan(), func(k, _ []byte) (bool, error) {
+	return r.each(db, "bodies", store.BodiesSpan(), func(k, _ []byte) (bool, error) {
 		id, err := store.ParseBodyKey(k)
 		if err != nil {
 			r.problem("body key %x: %v", k, err)
@@ -172,13 +202,13 @@ func (r *Report) verifyBodies(db *store.DB) error {
 			return true, nil
 		}
 		last = id
-		msg, err := db.Get(store.MessageKey(nil, id))
-		if err != nil {
-			return false, err
+		msg, ok, err := r.get(db, "body of "+id.String(), store.MessageKey(nil, id))
+		if err != nil || !ok {
+			return err == nil, err
 		}
-		pending, err := db.Get(store.PendingKey(nil, id))
-		if err != nil {
-			return false, err
+		pending, ok, err := r.get(db, "body of "+id.String(), store.PendingKey(nil, id))
+		if err != nil || !ok {
+			return err == nil, err
 		}
 		if msg == nil && pending == nil {
 			r.problem("body of %s is kept though its message is gone", id)

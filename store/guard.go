@@ -50,6 +50,9 @@ func (fs guardedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 		}
 	}
 	f, err := fs.FS.Create(name, category)
+	if err == nil {
+		f = fs.db.followManifest(f, name)
+	}
 	return fs.guard(f, err, category)
 }
 

@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -77,6 +78,9 @@ type DB struct {
 	begun  atomic.Uint64 // commits
 	ended  atomic.Uint64
 	stall  stall
+	marks  marks
+	damage damage
+	lost   *Lost // set by Open
 }
 
 // ErrFormat reports a store written by another release in a layout this one
@@ -92,14 +96,17 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
 	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), closed: make(chan struct{})}
+	if err := db.checkManifest(); err != nil {
+		return nil, err
+	}
 	opt.FS = guardedFS{opt.FS, db}
 	p, err := db.openPebble(&opt)
 	if err != nil {
-		return nil, fmt.Errorf("store: open %s: %w", kind, err)
+		return nil, fmt.Errorf("store: open %s: %w%s", kind, err, db.suspects(err))
 	}
 	db.p = p
 	db.opened.Store(true)
-	if err := db.prepare(); err != nil {
+	if err := errors.Join(db.prepare(), db.checkMark()); err != nil {
 		if db.Err() == nil {
 			err = errors.Join(err, db.bounded(p.Close))
 		}
@@ -172,7 +179,7 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		if !pebble.IsCorruptionError(err) {
 			db.die(fmt.Errorf("background: %w", err))
 		}
-	}}
+	}, DataCorruption: db.damaged}
 	o.Experimental.CompactionScheduler = opt.Scheduler
 	if db.kind == Spool {
 		// Bodies lie in blob files: compactions of the keys need not rewrite
@@ -297,6 +304,7 @@ func (db *DB) Each(s Span, fn func(key, value []byte) (bool, error)) (err error)
 // which a restart can read.
 func (db *DB) readFailed(err error) error {
 	if IsDamage(err) {
+		db.readDamaged(err)
 		return err
 	}
 	return db.die(fmt.Errorf("read: %w", err))
@@ -344,6 +352,9 @@ func (db *DB) die(cause error) error {
 func (db *DB) Close() error {
 	if err := db.Err(); err != nil {
 		return err
+	}
+	if err := db.Mark(time.Now()); err != nil {
+		return fmt.Errorf("store: close %s: %w", db.kind, err)
 	}
 	err := db.bounded(func() error {
 		if err := db.p.LogData(nil, pebble.Sync); err != nil {
