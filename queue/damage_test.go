@@ -278,7 +278,7 @@ func TestFlippedByteIsNeverDeliveredAltered(t *testing.T) {
 	n := *flips
 	if n == 0 {
 		if n = 300; testing.Short() {
-			n = 20
+			n = 6
 		}
 	}
 	w := newRotted(t)

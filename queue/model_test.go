@@ -29,6 +29,17 @@ func fromEnv(t *testing.T, name string, def uint64) uint64 {
 	return n
 }
 
+// shortened is how much of a random test to run. With -short that is little: what
+// the race detector finds in these tests it finds in the first of many runs that
+// are alike, each ten times slower under it than without. The full numbers are
+// what make test runs.
+func shortened(full, short uint64) uint64 {
+	if testing.Short() {
+		return short
+	}
+	return full
+}
+
 // runLength is how many steps one model run takes before its queue is drained.
 const runLength = 2000
 
@@ -128,11 +139,7 @@ func (s step) String() string {
 // TRADEWIND_MODEL_SEED for the runs from one seed on.
 func TestQueueBehavesAsTheModelOverAMillionOperations(t *testing.T) {
 	t.Parallel()
-	def := uint64(1_000_000)
-	if testing.Short() {
-		def = 50_000
-	}
-	ops := fromEnv(t, "TRADEWIND_MODEL_OPS", def)
+	ops := fromEnv(t, "TRADEWIND_MODEL_OPS", shortened(1_000_000, 16_000))
 	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
 	t.Logf("%d operations, seeds from %d", ops, first)
 	const workers = 4
@@ -164,7 +171,7 @@ func TestQueueBehavesAsTheModelWithItsOwnTimers(t *testing.T) {
 	t.Parallel()
 	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
 	t.Logf("seeds from %d", first)
-	for seed := first; seed < first+6; seed++ {
+	for seed := first; seed < first+shortened(6, 1); seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			pass := func(d time.Duration) {
 				time.Sleep(d)

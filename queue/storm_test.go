@@ -475,7 +475,7 @@ func (s *storm) drain() error {
 // TRADEWIND_POWER_SEED for given ones.
 func TestPowerLossAtAnyFileOperationLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
-	want := int(fromEnv(t, "TRADEWIND_POWER_CUTS", 300))
+	want := int(fromEnv(t, "TRADEWIND_POWER_CUTS", shortened(300, 20)))
 	seed := fromEnv(t, "TRADEWIND_POWER_SEED", rand.Uint64N(1<<32))
 	t.Logf("%d power cuts, seeds from %d", want, seed)
 	var sum stormTally
@@ -530,7 +530,7 @@ func (fs lyingFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.
 // TestPowerLossHarnessNoticesADiskThatDoesNotSync is the test of the test.
 func TestPowerLossHarnessNoticesADiskThatDoesNotSync(t *testing.T) {
 	t.Parallel()
-	const tries = 20
+	tries := int(shortened(20, 4))
 	noticed := 0
 	for seed := range uint64(tries) {
 		synctest.Test(t, func(t *testing.T) {
@@ -555,7 +555,7 @@ func TestPowerLossHarnessNoticesADiskThatDoesNotSync(t *testing.T) {
 func TestConcurrentUseKeepsTheQueueConsistent(t *testing.T) {
 	t.Parallel()
 	seed := fromEnv(t, "TRADEWIND_STORM_SEED", rand.Uint64N(1<<32))
-	rounds := int(fromEnv(t, "TRADEWIND_STORM_ROUNDS", 10))
+	rounds := int(fromEnv(t, "TRADEWIND_STORM_ROUNDS", shortened(10, 1)))
 	t.Logf("seeds from %d", seed)
 	for i := range uint64(rounds) {
 		synctest.Test(t, func(t *testing.T) {
