@@ -277,7 +277,7 @@ func TestFlippedByteIsNeverDeliveredAltered(t *testing.T) {
 	t.Parallel()
 	n := *flips
 	if n == 0 {
-		if n = 300; testing.Short() {
+		if n = 100; testing.Short() {
 			n = 6
 		}
 	}

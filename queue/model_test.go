@@ -29,10 +29,11 @@ func fromEnv(t *testing.T, name string, def uint64) uint64 {
 	return n
 }
 
-// shortened is how much of a random test to run. With -short that is little: what
-// the race detector finds in these tests it finds in the first of many runs that
-// are alike, each ten times slower under it than without. The full numbers are
-// what make test runs.
+// shortened is how much of a random test to run. With -short, which goes with the
+// race detector, that is little: built for it, Pebble checks its own invariants at
+// every step, and a storm of a third of a second takes half a minute. What the
+// detector finds it finds in the first of many runs that are alike; the full
+// numbers are what make test runs.
 func shortened(full, short uint64) uint64 {
 	if testing.Short() {
 		return short

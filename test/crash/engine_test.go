@@ -224,6 +224,9 @@ func (e *engine) get(ctx context.Context, url string, into any) error {
 	if resp.StatusCode != 200 {
 		return fmt.Errorf("%s: %s: %s", url, resp.Status, b)
 	}
+	if into == nil {
+		return nil
+	}
 	return json.NewDecoder(bytes.NewReader(b)).Decode(into)
 }
 
@@ -301,12 +304,17 @@ func (n connName) String() string { return string(n) }
 // startSink serves a sink on loopback.
 func startSink(t *testing.T, cfg loadgen.SinkConfig) (*loadgen.Sink, string) {
 	t.Helper()
+	return startSinkAt(t, cfg, "127.0.0.1:0")
+}
+
+func startSinkAt(t *testing.T, cfg loadgen.SinkConfig, addr string) (*loadgen.Sink, string) {
+	t.Helper()
 	cfg.KeepBody = true
 	sink, err := loadgen.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ type ledger struct {
 	ended    map[string][]string // terminal events by id
 	accepted map[string]int      // accepted events by id
 	numbers  map[string]map[int]int
+	phase    map[string]bool // ids counted before; see offer
 }
 
 // receipt is one arrival of a message.
@@ -187,6 +188,18 @@ func (l *ledger) unsettled() (n int) {
 	}
 	for id := range l.accepted {
 		if l.acks[id] != 250 && len(l.ended[id]) == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// undelivered counts the messages that were acknowledged and have not arrived.
+func (l *ledger) undelivered() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, code := range l.acks {
+		if code == 250 && len(l.receipts[id]) == 0 {
 			n++
 		}
 	}
