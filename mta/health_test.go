@@ -41,7 +41,7 @@ func TestMissingSourceIsTakenOutAndComesBack(t *testing.T) {
 			}})
 		}
 		w.accept(backlog(400)...)
-		time.Sleep(25 * time.Second)
+		time.Sleep(40 * time.Second)
 		if n := w.count(message.EventDelivered); n != 400 {
 			t.Errorf("%d of 400 delivered while one source was missing", n)
 		}

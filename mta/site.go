@@ -504,6 +504,7 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 		l.stopped, l.why = true, g.Limit.String() // notified lifts it
 		s.giveBack(t)
 		s.keep(t)
+		s.empty(l)
 	default:
 		l.until, l.why = later(l.until, g.At), g.Limit.String()
 		if g.At.Sub(now) <= inHand {
@@ -511,10 +512,21 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 		} else {
 			s.giveBack(t)
 			s.keep(t)
+			s.empty(l)
 		}
 		s.wakeBy(l.until)
 	}
 	s.kick(now)
+}
+
+// empty gives back what a lane that has to wait holds in its buffer: another
+// source may send it meanwhile. REQUIRES: s.mu.
+func (s *site) empty(l *lane) {
+	for l.buf.len() > 0 {
+		t := l.buf.pop()
+		s.giveBack(t)
+		s.keep(t)
+	}
 }
 
 // inHand is how long a lane keeps a transaction whose permit was refused. It has
@@ -731,11 +743,7 @@ func (s *site) connectFailed(l *lane, reply string) {
 		l.until, l.why = now.Add(pause), reply
 	}
 	l.allowed = slowStart
-	for l.buf.len() > 0 {
-		t := l.buf.pop()
-		s.giveBack(t)
-		s.keep(t)
-	}
+	s.empty(l)
 	s.wakeBy(l.until)
 }
 
