@@ -291,7 +291,11 @@ func (a *App) openSuppression() error {
 		return err
 	}
 	s := &suppressor{list: a.list, rules: a.rules.Load, perCampaign: a.cfg.Bounce.UnsubscribeScope == "campaign"}
-	return a.sinks.Add(s, event.Options{Wants: s.wants, MaxWait: suppressWait})
+	if err := a.sinks.Add(s, event.Options{Wants: s.wants, MaxWait: suppressWait}); err != nil {
+		return err
+	}
+	late := lateFacts{func() *mta.MTA { return a.mta }}
+	return a.sinks.Add(late, event.Options{Wants: late.wants, MaxWait: suppressWait})
 }
 
 // suppressionKey reads the secret that addresses are hashed with, and makes one

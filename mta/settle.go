@@ -160,7 +160,12 @@ func (m *MTA) closeIdle(l *lane) {
 	}
 }
 
-// apply passes on what throttle wants told.
+// Report shows the brakes what became known after the delivery.
+func (m *MTA) Report(r throttle.Report) {
+	m.apply(nil, m.deps.Throttle.Report(m.deps.Now(), r))
+}
+
+// apply passes on what throttle wants told. l is nil when no lane is concerned.
 func (m *MTA) apply(l *lane, actions []throttle.Action) {
 	for _, a := range actions {
 		if a.Event != nil {
@@ -168,7 +173,8 @@ func (m *MTA) apply(l *lane, actions []throttle.Action) {
 			m.deps.Record(a.Event)
 		}
 		if a.Kind == throttle.ActAlert || a.Kind == throttle.ActDisable {
-			m.deps.Logger.Warn("a shaping rule asks for attention", "rule", a.Rule, "scope", a.Scope, "key", a.Key, "source", l.source.Name, "site", l.site.key.site)
+			e := l.egress()
+			m.deps.Logger.Warn("a shaping rule asks for attention", "rule", a.Rule, "scope", a.Scope, "key", a.Key, "source", e.Source, "site", e.Site)
 		}
 	}
 }
