@@ -190,7 +190,7 @@ func (m *Manager) addItems(b *store.Batch, s *message.Submission, live int) {
 			}
 			return
 		}
-		m.waiting.Add(int64(live))
+		m.counts.add(msg.Tenant, int64(live))
 		if scheduled {
 			m.wakeDue(msg.NotBefore)
 		}

@@ -37,7 +37,8 @@ func (m *Manager) enqueue(key *store.QueueKey, it *Item) {
 }
 
 // activate brings a queue into memory for the item at place seq. It returns nil
-// when memory for queues is used up; the search will come back to it.
+// when memory for queues is used up and nobody has to give way; the search will
+// come back to it.
 func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 	suspended := m.suspended(key)
 	m.mu.Lock()
@@ -49,15 +50,14 @@ func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 		m.parked = true
 		return nil
 	}
-	limit := m.Config().MaxActive
-	if len(m.queues) >= limit-limit/4 {
+	if limit := m.Config().MaxActive; len(m.queues) >= limit-limit/4 {
 		m.wake(m.crowded)
 	}
-	if len(m.queues) >= limit {
+	if !m.room(key) {
 		m.left++
 		return nil
 	}
-	q := &Queue{m: m, key: *key}
+	q := &Queue{m: m, key: *key, served: m.deps.Now()}
 	if m.left == m.seen && !m.parked {
 		// Nothing of this queue lies on disk but what is being committed now.
 		q.complete = true
@@ -65,8 +65,36 @@ func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 	} else {
 		q.left = seq
 	}
-	m.queues[*key] = q
+	m.keep(q)
 	return q
+}
+
+// keep puts q among the queues in memory. REQUIRES: m.mu.
+func (m *Manager) keep(q *Queue) {
+	m.queues[q.key] = q
+	m.shares.add(q)
+	m.active.Add(1)
+}
+
+// forget takes q, whose gone is set, out again. REQUIRES: m.mu.
+func (m *Manager) forget(q *Queue) {
+	delete(m.queues, q.key)
+	m.shares.remove(q)
+	m.active.Add(-1)
+}
+
+// room reports whether one more queue fits into memory, and makes room for it if
+// another one has to give way to key. REQUIRES: m.mu.
+func (m *Manager) room(key *store.QueueKey) bool {
+	if len(m.queues) < m.Config().MaxActive {
+		return true
+	}
+	for _, q := range m.shares.victims(key) {
+		if m.evict(q) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Manager) wake(ch chan struct{}) {
@@ -76,171 +104,131 @@ func (m *Manager) wake(ch chan struct{}) {
 	}
 }
 
-// reapEvery is how often queues without items are dropped from memory; that
-// happens at once when they take up three quarters of the room, or mail to many
-// domains would be pushed out to disk by queues that are done.
-const reapEvery = 10 * time.Second
+// How often queues without items are dropped from memory: seldom, but soon again
+// when others wait on disk for their places and some have just run empty, and at
+// once when they take up three quarters of the room, or mail to many domains
+// would be pushed out to disk by queues that are done.
+const (
+	reapEvery = 10 * time.Second
+	reapSoon  = 250 * time.Millisecond
+)
 
 // runSearch looks for queues on disk that are not in memory, whenever there may
 // be some and there is room for them, and drops those that have run empty.
 func (m *Manager) runSearch(ctx context.Context) error {
-	reap := time.NewTicker(reapEvery)
+	m.wake(m.search) // what a start finds on disk
+	reap := time.NewTimer(reapEvery)
 	defer reap.Stop()
+	wait := reapEvery
 	busy := false // what is in memory has work: looking again at once is in vain
 	for {
-		if err := m.searchDisk(ctx); err != nil {
-			return err
-		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-reap.C:
-			m.reap()
-			busy = false
 		case <-m.crowded:
 			if !busy {
 				busy = m.reap() < m.Config().MaxActive/8
 			}
+		case <-reap.C:
+			busy = false
+			if wait = min(2*wait, reapEvery); m.reap() > 0 && m.outside() {
+				wait = reapSoon
+			}
+			reap.Reset(wait)
 		case <-m.search:
+			if err := m.searchDisk(ctx); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-// searchDisk seeks from queue to queue through the ready keys and brings those
-// it finds into memory, up to the limit. It goes on where the last search
-// stopped, so that every queue has its turn however few fit.
-func (m *Manager) searchDisk(ctx context.Context) error {
+// outside reports whether there may be queues on disk that are not in memory.
+func (m *Manager) outside() bool {
 	m.mu.RLock()
-	left := m.left
-	nothing := m.left == m.seen
-	m.mu.RUnlock()
-	if nothing {
-		return nil
-	}
-	all := store.ReadyQueuesSpan(nil)
-	spans := []store.Span{all}
-	if m.searched != nil {
-		from := store.ReadyQueuesSpan(m.searched).Start
-		spans = []store.Span{{Start: from, End: all.End}, {Start: all.Start, End: from}}
-	}
-	for _, span := range spans {
-		room, err := m.searchSpan(ctx, span)
-		if err != nil || !room {
-			return err
-		}
-	}
-	m.mu.Lock()
-	m.seen = left
-	m.mu.Unlock()
-	return nil
+	defer m.mu.RUnlock()
+	return m.left != m.seen
 }
 
-// searchSpan reports false when it stopped because memory for queues is full.
-func (m *Manager) searchSpan(ctx context.Context, span store.Span) (room bool, err error) {
-	for {
-		room, err := m.searchReadable(ctx, &span)
-		if !store.IsDamage(err) {
-			return room, err
-		}
-		if span.Start, err = m.db.ReadableAfter(span); err != nil || span.Start == nil {
-			return true, err
-		}
-	}
-}
-
-// searchReadable moves span's start along, so that the search can go on behind
-// what is damaged.
-func (m *Manager) searchReadable(ctx context.Context, span *store.Span) (room bool, err error) {
-	it, err := m.db.NewIter(*span)
-	if err != nil {
-		return false, err
-	}
-	defer func() {
-		if closing := it.Close(); err == nil {
-			err = closing // it tells a failed read again
-		}
-	}()
-	for ok := it.First(); ok; {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		key, _, err := store.ParseReadyKey(it.Key())
-		if err != nil {
-			m.deps.Logger.Error("ready key of an unknown shape is left alone", "err", err)
-			ok = it.Next()
-			continue
-		}
-		if !m.adopt(&key) {
-			return false, nil
-		}
-		m.searched = &key
-		span.Start = store.ReadyQueuesSpan(&key).Start
-		ok = it.SeekGE(span.Start)
-	}
-	return true, it.Error()
-}
-
-// adopt makes sure that a queue found on disk is in memory and being filled. It
-// reports false when there is no room.
-func (m *Manager) adopt(key *store.QueueKey) bool {
-	if m.suspended(key) {
-		m.mu.Lock()
-		m.parked = true
-		m.mu.Unlock()
-		return true
-	}
-	q := m.ensure(key, m.Config().MaxActive)
-	if q == nil {
-		return false
-	}
-	q.mu.Lock()
-	refill := q.wantsRefill()
-	q.mu.Unlock()
-	if refill {
-		m.startRefill(q)
-	}
-	return true
-}
-
-// ensure returns the queue in memory, bringing it there if there are fewer than
-// limit; otherwise nil.
-func (m *Manager) ensure(key *store.QueueKey, limit int) *Queue {
+// ensure returns the queue in memory and brings it there if need be: into a free
+// place, or one that another queue has to give up, or, with force, in any case.
+func (m *Manager) ensure(key *store.QueueKey, force bool) *Queue {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	q := m.queues[*key]
-	if q == nil && len(m.queues) < limit {
+	if q == nil && (force || m.room(key)) {
 		// What was left on disk before now has a place below the next one.
-		q = &Queue{m: m, key: *key, left: m.db.Sequence().Last()}
-		m.queues[*key] = q
+		q = &Queue{m: m, key: *key, served: m.deps.Now(), left: m.db.Sequence().Last()}
+		m.keep(q)
 	}
 	return q
 }
 
-// reap drops the queues that have nothing to send, and returns how many.
-func (m *Manager) reap() (n int) {
+// A queue that nothing has been leased from for heldFor is held up: its domain
+// does not answer, or its provider does not want it now. While others wait on
+// disk for a place, one in giveWay of the places is taken from such queues each
+// time the reaper comes by, so that all of them go round in minutes.
+const (
+	heldFor = 30 * time.Second
+	giveWay = 10
+)
+
+// reap drops the queues that have nothing to send and, when others wait for
+// their places, some of those that are held up. It returns how many were empty.
+func (m *Manager) reap() (empty int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	before := len(m.queues)
-	for key, q := range m.queues {
+	full := len(m.queues) >= m.Config().MaxActive
+	late := m.deps.Now().Add(-heldFor)
+	var held []*Queue
+	for _, q := range m.queues {
 		q.mu.Lock()
-		if q.complete && len(q.window) == 0 && q.leased == 0 && !q.refilling && len(q.removing) == 0 {
+		switch {
+		case q.complete && len(q.window) == 0 && q.leased == 0 && !q.refilling && len(q.removing) == 0:
 			q.gone = true
-			delete(m.queues, key)
+			m.forget(q)
+			empty++
+		case full && q.served.Before(late):
+			held = append(held, q)
 		}
 		q.mu.Unlock()
 	}
-	if m.left != m.seen {
-		m.wake(m.search)
+	if m.left == m.seen {
+		return empty
 	}
-	return before - len(m.queues)
+	if now := m.deps.Now(); empty == 0 && now.Sub(m.gaveWay) >= reapEvery {
+		m.gaveWay = now
+		give := 1 + m.Config().MaxActive/giveWay
+		for _, q := range held {
+			if give > 0 && m.evict(q) {
+				give--
+			}
+		}
+	}
+	m.wake(m.search)
+	return empty
 }
 
-// Evict drops a queue from memory that cannot be served for long, to make room
-// for others; its items stay on disk and the search finds it again. It reports
-// false when items of it are leased.
-func (m *Manager) Evict(q *Queue) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// drop takes a queue out of memory; its items stay on disk. It reports false when
+// items of it are leased or on their way. REQUIRES: m.mu.
+func (m *Manager) drop(q *Queue) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.leased > 0 || q.refilling || q.gone || len(q.removing) > 0 {
+		return false
+	}
+	for _, it := range q.window {
+		m.dropBody(it)
+	}
+	m.items.Add(-int64(len(q.window)))
+	q.window, q.gone = nil, true
+	m.forget(q)
+	return true
+}
+
+// evict drops a queue to make room for another; the search finds it again.
+// REQUIRES: m.mu.
+func (m *Manager) evict(q *Queue) bool {
 	if !m.drop(q) {
 		return false
 	}
@@ -276,20 +264,4 @@ func (m *Manager) Unpark() {
 
 func (m *Manager) suspended(key *store.QueueKey) bool {
 	return m.deps.Suspended != nil && m.deps.Suspended(key)
-}
-
-// drop takes a queue without leased items out of memory. REQUIRES: m.mu.
-func (m *Manager) drop(q *Queue) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.leased > 0 || q.refilling || q.gone || len(q.removing) > 0 {
-		return false
-	}
-	for _, it := range q.window {
-		m.dropBody(it)
-	}
-	m.items.Add(-int64(len(q.window)))
-	q.window, q.gone = nil, true
-	delete(m.queues, q.key)
-	return true
 }

@@ -105,7 +105,9 @@ func (m *Manager) removeSpots(list []spot, finish func(*Item, *message.Message) 
 	}
 	b.AfterCommit(func(err error) {
 		if err == nil {
-			m.waiting.Add(-int64(len(settle)))
+			for i := range settle {
+				m.counts.add(settle[i].Item.tenant(), -1)
+			}
 		}
 	})
 	if err := b.Commit(); err != nil {

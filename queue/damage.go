@@ -103,7 +103,7 @@ func (m *Manager) quarantine(key, value []byte, cause error) error {
 		}
 		b.AfterCommit(func(err error) {
 			if err == nil {
-				m.waiting.Add(-1)
+				m.counts.add(it.tenant(), -1)
 			}
 		})
 	} else {

@@ -75,7 +75,7 @@ func newRotted(t *testing.T) *rotted {
 		t.Fatal(err)
 	}
 	w.fill(t, m, 150, 50)
-	if err := errors.Join(m.backlog.Close(), db.Close()); err != nil {
+	if err := errors.Join(m.counts.close(), db.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return w

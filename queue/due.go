@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/store"
@@ -15,8 +16,49 @@ const promoteChunk = 1000
 // due. They look again then, because a wake-up may have met a full channel.
 const idle = time.Minute
 
-// wakeDue makes the promotion look again no later than t.
+// early knows a time before which nothing is due, so that promotion need not pass
+// over the tombstones of everything it has promoted before.
+type early struct {
+	mu     sync.Mutex // protects everything below
+	from   time.Time
+	latest time.Time // earliest time that became visible since begin; zero for none
+}
+
+// note says that an item due at t has become visible.
+func (e *early) note(t time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t.Before(e.from) {
+		e.from = t
+	}
+	if e.latest.IsZero() || t.Before(e.latest) {
+		e.latest = t
+	}
+}
+
+// begin returns where to look from. What becomes visible before is seen by an
+// iterator made after; what comes later is noted until end.
+func (e *early) begin() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.latest = time.Time{}
+	return e.from
+}
+
+// end says that an iterator made since begin has found nothing before t.
+func (e *early) end(t time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.latest.IsZero() && e.latest.Before(t) {
+		t = e.latest
+	}
+	e.from = t
+}
+
+// wakeDue makes the promotion look again no later than t, where something
+// has become due.
 func (m *Manager) wakeDue(t time.Time) {
+	m.early.note(t)
 	for {
 		select {
 		case m.due <- t:
@@ -85,13 +127,14 @@ func (m *Manager) promote(now time.Time) (moved int, next time.Time, err error) 
 	m.moves.Lock()
 	b.OnVisible(m.moves.Unlock)
 	var kbuf, lbuf [128]byte
+	var last time.Time
 	// What lies where the disk cannot be read ends at its expiry.
-	_, err = m.db.EachReadable(store.DueSpan(time.Time{}), func(k, v []byte) (bool, error) {
+	_, err = m.db.EachReadable(store.DueFrom(m.early.begin()), func(k, v []byte) (bool, error) {
 		t, id, n, err := store.ParseDueKey(k)
 		if err != nil {
 			return false, err
 		}
-		if t.After(now) || moved == promoteChunk {
+		if last = t; t.After(now) || moved == promoteChunk {
 			next = t
 			return false, nil
 		}
@@ -126,6 +169,9 @@ func (m *Manager) promote(now time.Time) (moved int, next time.Time, err error) 
 	// Nothing is promised by a promotion: if it is lost, the item is still due.
 	if err := b.CommitLazy(); err != nil {
 		return 0, next, fmt.Errorf("queue: promote: %w", err)
+	}
+	if !last.IsZero() {
+		m.early.end(last)
 	}
 	return moved, next, nil
 }

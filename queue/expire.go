@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -195,8 +194,8 @@ func (m *Manager) remove(id message.ID, only *uint32, finish func(*Item, *messag
 	}
 	b.AfterCommit(func(err error) {
 		if err == nil {
-			for range list {
-				m.waiting.Add(-1)
+			for i := range list {
+				m.counts.add(list[i].Item.tenant(), -1)
 			}
 		}
 	})
@@ -239,10 +238,10 @@ func (m *Manager) claim(b *store.Batch, id message.ID, n uint32, place []byte) (
 	}
 	// The queue is brought into memory for the time being, so that nobody can
 	// lease the item between here and the commit.
-	q := m.ensure(&key, math.MaxInt)
+	q := m.ensure(&key, true)
 	taken := q.take(seq)
 	for taken == takeGone {
-		q = m.ensure(&key, math.MaxInt)
+		q = m.ensure(&key, true)
 		taken = q.take(seq)
 	}
 	if taken == takeLeased && damage == nil {

@@ -106,7 +106,7 @@ func (w *scripted) script(fs vfs.FS, fatal func(error)) (err error) {
 	defer cancel()
 	w.m.ctx = ctx
 	defer func() {
-		err = errors.Join(err, w.m.backlog.Close(), w.db.Close())
+		err = errors.Join(err, w.m.counts.close(), w.db.Close())
 	}()
 	promote := func() error { _, _, err := w.m.promote(w.now); return err }
 	for _, step := range []func() error{

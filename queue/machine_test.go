@@ -57,6 +57,7 @@ type machine struct {
 	stop   func() error
 	o      *oracle
 	nextID uint64
+	known  []*Queue // in memory after the last step
 	// maxWaiting is when the machine stops accepting.
 	maxWaiting int
 
@@ -80,7 +81,7 @@ func (w *machine) open() error {
 	if err != nil {
 		return err
 	}
-	w.db, w.ready = db, map[*Queue]bool{}
+	w.db, w.ready, w.known = db, map[*Queue]bool{}, nil
 	err = w.o.restart(func(r *oracleRecipient) (bool, error) {
 		at, err := db.Get(store.LocatorKey(nil, r.msg.id, r.n))
 		return store.IsDue(at), err
@@ -108,7 +109,7 @@ func (w *machine) open() error {
 		go func() { done <- w.m.Run(ctx) }()
 		w.stop = func() error { cancel(); return errors.Join(<-done, db.Close()) }
 	} else {
-		w.stop = func() error { w.m.stop(); w.m.wg.Wait(); return db.Close() }
+		w.stop = func() error { w.m.stop(); w.m.wg.Wait(); return errors.Join(w.m.saveCounts(), db.Close()) }
 		if err := errors.Join(w.m.count(w.m.ctx), w.m.searchDisk(w.m.ctx), w.due()); err != nil {
 			return err
 		}
@@ -117,20 +118,34 @@ func (w *machine) open() error {
 }
 
 // settle waits until everything set off by a step is over.
-func (w *machine) settle() error {
+func (w *machine) settle() (err error) {
 	if w.bubble != nil {
 		w.bubble(0)
-		return nil
-	}
-	w.m.wg.Wait()
-	select {
-	case <-w.m.search:
-		err := w.m.searchDisk(w.m.ctx)
+	} else {
 		w.m.wg.Wait()
-		return err
-	default:
-		return nil
+		select {
+		case <-w.m.search:
+			err = w.m.searchDisk(w.m.ctx)
+			w.m.wg.Wait()
+		default:
+		}
 	}
+	// Queues that had to give way are in the order of the disk again.
+	inMemory := w.inMemory()
+	for _, q := range w.known {
+		if !slices.Contains(inMemory, q) {
+			w.o.evicted(q.key)
+		}
+	}
+	w.known = inMemory
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for q := range w.ready {
+		if !slices.Contains(inMemory, q) {
+			delete(w.ready, q)
+		}
+	}
+	return err
 }
 
 // due does what the promotion does when its timer fires.
@@ -416,7 +431,7 @@ func (w *machine) evict(r *rand.Rand) error {
 			leased++
 		}
 	}
-	if got := w.m.Evict(q); got != (leased == 0) {
+	if got := evictNow(w.m, q); got != (leased == 0) {
 		return fmt.Errorf("evicting %v with %d leased: got %v", q.key, leased, got)
 	}
 	if leased == 0 {
@@ -424,6 +439,13 @@ func (w *machine) evict(r *rand.Rand) error {
 		w.o.evicted(q.key)
 	}
 	return nil
+}
+
+// evictNow drops a queue from memory as if another needed its place.
+func evictNow(m *Manager, q *Queue) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.evict(q)
 }
 
 // check holds everything that can be seen against the oracle.

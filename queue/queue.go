@@ -168,24 +168,27 @@ type Manager struct {
 	left, seen uint64
 	// parked is set when queues stay on disk because they are suspended: then a
 	// queue that is not in memory may have items there all the same.
-	parked bool
+	parked  bool
+	shares  shares
+	gaveWay time.Time // when held up queues last gave way
 
-	search   chan struct{}   // wakes the search for queues on disk
-	crowded  chan struct{}   // says that queues in memory should make room
-	searched *store.QueueKey // where the last search stopped; runSearch only
-	due      chan time.Time
-	refills  chan struct{} // bounds concurrent refills
-	wg       sync.WaitGroup
+	search  chan struct{}                     // wakes the search for queues on disk
+	crowded chan struct{}                     // says that queues in memory should make room
+	places  map[store.QueueKey]store.QueueKey // where it stopped in each stream; the search's own
+	due     chan time.Time
+	early   early
+	refills refills
+	active  atomic.Int64 // len(queues)
+	wg      sync.WaitGroup
 	// ctx ends refills; stop ends it. They are there from the start: mail may be
 	// accepted before Run has begun.
 	ctx  context.Context
 	stop context.CancelFunc
 
-	backlog *store.Iter // the locators as New found them, for count
+	counts counts
 
 	items   atomic.Int64 // ready items in windows
 	bodies  atomic.Int64 // bytes of cached bodies
-	waiting atomic.Int64 // items on disk and in memory, less settled ones
 	damaged atomic.Int64 // records put into quarantine
 }
 
@@ -201,9 +204,9 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		queues:  make(map[store.QueueKey]*Queue),
 		left:    1,
 		search:  make(chan struct{}, 1),
-		crowded: make(chan struct{}, 1),
+		places:  make(map[store.QueueKey]store.QueueKey),
 		due:     make(chan time.Time, 1),
-		refills: make(chan struct{}, 4),
+		crowded: make(chan struct{}, 1),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	m.cfg.Store(&cfg)
@@ -212,11 +215,9 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 	if err := m.dropPending(); err != nil {
 		return nil, err
 	}
-	it, err := m.db.NewIter(store.LocatorsSpan())
-	if err != nil {
+	if err := m.counts.open(m.db); err != nil {
 		return nil, err
 	}
-	m.backlog = it
 	return m, nil
 }
 
@@ -240,25 +241,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
-	return nil
-}
-
-// count finds out how many items waited at the start, in the background:
-// everything else works without the number.
-func (m *Manager) count(ctx context.Context) error {
-	it := m.backlog
-	defer it.Close()
-	n := int64(0)
-	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n%4096 == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-	m.waiting.Add(n)
-	if err := it.Error(); !store.IsDamage(err) {
-		return err
-	}
-	return nil // the store has told; the number is too low
+	return m.saveCounts()
 }
 
 // Stats are the manager's counters, for metrics and the console.
@@ -276,7 +259,7 @@ func (m *Manager) Stats() Stats {
 	n := len(m.queues)
 	m.mu.RUnlock()
 	return Stats{
-		Waiting:     m.waiting.Load(),
+		Waiting:     m.counts.total.Load(),
 		InMemory:    m.items.Load(),
 		Queues:      n,
 		BodyBytes:   m.bodies.Load(),

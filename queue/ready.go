@@ -1,11 +1,9 @@
 package queue
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/tradewind-mta/tradewind/store"
 )
@@ -16,6 +14,8 @@ type Queue struct {
 	m   *Manager
 	key store.QueueKey
 
+	at int // place in its campaign's share; Manager.mu protects it
+
 	mu        sync.Mutex // protects everything below
 	window    []*Item    // ready and unleased, oldest first
 	cursor    uint64     // items at or before it have been in the window
@@ -23,7 +23,8 @@ type Queue struct {
 	left      uint64     // last place that was left on disk
 	leased    int
 	refilling bool
-	gone      bool // no longer in Manager.queues
+	gone      bool      // no longer in Manager.queues
+	served    time.Time // when something was last leased, or the queue came to memory
 	// removing holds the places that somebody is deleting from disk. They are
 	// true once the deletion is visible; they stay while a refill that may
 	// have read them is under way.
@@ -32,10 +33,6 @@ type Queue struct {
 
 // Key names the queue.
 func (q *Queue) Key() store.QueueKey { return q.key }
-
-// refillChunk is how many items one read of the disk fetches at the most; it
-// never fetches more than a window.
-const refillChunk = 256
 
 // offer takes an item whose commit has just become visible and durable into
 // the window if it belongs there. It reports whether the window was empty
@@ -69,13 +66,14 @@ func (q *Queue) offer(it *Item) (woke, ok bool) {
 }
 
 // windowSize shrinks the window of every queue when memory for items runs
-// short, so that many small queues cannot add up.
+// short, so that many small queues cannot add up: what the windows hold stays
+// below twice MaxItems, or one for each queue if that is more.
 func (m *Manager) windowSize() int {
 	c := m.Config()
-	if m.items.Load() >= int64(c.MaxItems) {
-		return min(c.Window, 16)
+	if m.items.Load() < int64(c.MaxItems) {
+		return c.Window
 	}
-	return c.Window
+	return max(1, min(c.Window, c.MaxItems/int(max(1, m.active.Load()))))
 }
 
 // Lease takes up to limit items from the front of the window. All of them are
@@ -101,6 +99,7 @@ func (q *Queue) Lease(limit int) []*Item {
 			q.window = nil // or its head would keep the array alive
 		}
 		q.leased += n
+		q.served = q.m.deps.Now()
 		q.m.items.Add(-int64(n))
 	}
 	refill := q.wantsRefill()
@@ -136,125 +135,6 @@ func (q *Queue) wantsRefill() bool {
 	}
 	q.refilling = true
 	return true
-}
-
-func (m *Manager) startRefill(q *Queue) {
-	m.wg.Go(func() {
-		err := m.refill(q)
-		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, store.ErrDead) {
-			m.deps.Logger.Error("refill of a queue from disk", "queue", q.key.String(), "err", err)
-		}
-	})
-}
-
-// refill reads the next ready items of q from disk into its window.
-// REQUIRES: the caller has claimed q.refilling.
-func (m *Manager) refill(q *Queue) error {
-	for {
-		select {
-		case m.refills <- struct{}{}:
-		case <-m.ctx.Done():
-			return m.ctx.Err()
-		}
-		woke, next, horizon, err := m.refillOnce(q)
-		<-m.refills
-		if err != nil {
-			q.mu.Lock()
-			q.refilling = false
-			q.mu.Unlock()
-			return err
-		}
-		if woke {
-			m.deps.Ready(q)
-		}
-		switch next {
-		case refillDone:
-			return nil
-		case refillAgain:
-		case refillLater:
-			// It moves within the time of a commit.
-			if err := m.db.Sequence().Wait(m.ctx, horizon); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// refillStep is what follows one read of the disk.
-type refillStep uint8
-
-const (
-	refillDone  refillStep = iota // q.refilling has been given back
-	refillAgain                   // nothing that was read can be used, and more follows
-	refillLater                   // items are known to lie behind the horizon
-)
-
-// refillOnce reads the disk once, up to the horizon it returns.
-func (m *Manager) refillOnce(q *Queue) (woke bool, next refillStep, horizon uint64, err error) {
-	q.mu.Lock()
-	after := q.cursor
-	q.mu.Unlock()
-	horizon = m.db.Sequence().Horizon()
-
-	var items []*Item
-	last, exhausted, read := after, true, 0
-	limit := min(refillChunk, m.windowSize())
-	if horizon > after {
-		_, err = m.db.EachReadable(store.ReadySpan(&q.key, after, horizon), func(k, v []byte) (bool, error) {
-			if read == limit {
-				exhausted = false
-				return false, nil
-			}
-			read++
-			_, seq, err := store.ParseReadyKey(k)
-			if err != nil {
-				return false, err
-			}
-			last = seq
-			it, err := decodeItem(v)
-			if err != nil {
-				m.moves.Lock()
-				defer m.moves.Unlock()
-				return true, m.quarantine(k, v, err)
-			}
-			it.queue, it.key, it.seq = q, &q.key, seq
-			items = append(items, it)
-			return true, nil
-		})
-		if err != nil {
-			return false, refillDone, horizon, fmt.Errorf("queue: refill %s: %w", q.key, err)
-		}
-	}
-
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	was := len(q.window)
-	for _, it := range items {
-		if _, ok := q.removing[it.seq]; !ok {
-			q.window = append(q.window, it)
-		}
-	}
-	for seq, visible := range q.removing {
-		if visible {
-			delete(q.removing, seq)
-		}
-	}
-	m.items.Add(int64(len(q.window) - was))
-	if exhausted {
-		last = max(last, horizon, after)
-	}
-	q.cursor = max(q.cursor, last)
-	q.complete = exhausted && q.left <= q.cursor
-	woke = was == 0 && len(q.window) > 0
-	switch {
-	case q.complete || len(q.window) > 0:
-	case exhausted:
-		return woke, refillLater, horizon, nil
-	default:
-		return woke, refillAgain, horizon, nil
-	}
-	q.refilling = false
-	return woke, refillDone, horizon, nil
 }
 
 // takeResult is what take came to.

@@ -83,7 +83,7 @@ func TestFirstMailOfANewStoreIsNotLeftBehind(t *testing.T) {
 		defer w.stop()
 		slow := w.db.NewBatch(0)
 		slow.Reserve(1)
-		if !w.m.adopt(&store.QueueKey{Domain: "one.example", Tenant: "acme"}) {
+		if _, fits := w.m.adopt(&store.QueueKey{Domain: "one.example", Tenant: "acme"}); !fits {
 			t.Fatal("no room for the first queue")
 		}
 		synctest.Wait()
@@ -109,7 +109,7 @@ func TestItemIsNotTakenThroughAQueueThatHasLeftMemory(t *testing.T) {
 		}
 		q := w.only()
 		key := q.Key()
-		if !w.m.Evict(q) {
+		if !evictNow(w.m, q) {
 			t.Fatal("not evicted")
 		}
 		// Whoever found q before it was evicted would claim an item in a queue

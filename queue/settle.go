@@ -83,7 +83,7 @@ func (m *Manager) settled(list []Settlement) {
 			s.Item.queue.settled(1)
 		}
 		if s.Retry.IsZero() {
-			m.waiting.Add(-1)
+			m.counts.add(s.Item.tenant(), -1)
 		} else {
 			m.wakeDue(s.Retry)
 		}

@@ -443,7 +443,7 @@ func (l *live) evict(*rand.Rand) error {
 	}
 	l.m.mu.RUnlock()
 	if q != nil {
-		l.m.Evict(q)
+		evictNow(l.m, q)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 // an older release could not live with it.
 const (
 	// Format is the version of the whole layout, stored under keyFormat.
-	Format = 1
+	Format = 2
 
 	keyFormat   = 0x01
 	keySequence = 0x02
@@ -42,6 +42,7 @@ const (
 	keyQuarantine  = 'z' // seq -> record that could not be read
 	keyReport      = 'R' // lane time seq size -> mail that came back, not processed yet
 	keyHeld        = 'Q' // time seq size -> mail that came back and could not be believed
+	keyWaiting     = 'n' // nothing -> how many items of each tenant wait; only in a store at rest
 
 	// ledger: small, kept.
 	keySuppression = 'S' // tenant stream sid -> reason, evidence
@@ -57,7 +58,8 @@ const (
 var ErrBadKey = errors.New("store: malformed key")
 
 // QueueKey names a queue: mail of one tenant's campaign and class for one
-// domain, out of one pool.
+// domain, out of one pool. Queues that differ in pool and domain only make up
+// a stream.
 type QueueKey struct {
 	Pool     string
 	Domain   string
@@ -66,14 +68,23 @@ type QueueKey struct {
 	Class    message.Class
 }
 
-// Append appends the encoding that ready keys hold. Queues of one pool and
-// domain lie together.
+// Append appends the encoding that ready keys hold. The queues of a stream lie
+// together, and so do the streams of a tenant and class: whoever shares memory
+// out between them seeks from one to the next.
 func (q *QueueKey) Append(b []byte) []byte {
+	b = q.appendStream(b)
 	b = append(append(b, q.Pool...), 0)
-	b = append(append(b, q.Domain...), 0)
-	b = append(append(b, q.Tenant...), 0)
-	b = append(append(b, q.Campaign...), 0)
-	return append(b, byte(q.Class))
+	return append(append(b, q.Domain...), 0)
+}
+
+func (q *QueueKey) appendStream(b []byte) []byte {
+	b = append(append(b, q.Tenant...), 0, byte(q.Class))
+	return append(append(b, q.Campaign...), 0)
+}
+
+// Stream is the key without pool and domain.
+func (q QueueKey) Stream() QueueKey {
+	return QueueKey{Tenant: q.Tenant, Campaign: q.Campaign, Class: q.Class}
 }
 
 // String is pool/domain/tenant/campaign/class, for people.
@@ -84,19 +95,32 @@ func (q QueueKey) String() string {
 // ParseQueueKey reads the encoding of QueueKey.Append off the front of b and
 // returns the rest.
 func ParseQueueKey(b []byte) (q QueueKey, rest []byte, err error) {
-	for _, field := range [...]*string{&q.Pool, &q.Domain, &q.Tenant, &q.Campaign} {
-		i := bytes.IndexByte(b, 0)
-		if i < 0 {
+	for i, field := range [...]*string{&q.Tenant, &q.Campaign, &q.Pool, &q.Domain} {
+		end := bytes.IndexByte(b, 0)
+		if end < 0 {
 			return QueueKey{}, nil, ErrBadKey
 		}
-		*field = string(b[:i])
-		b = b[i+1:]
+		*field = string(b[:end])
+		b = b[end+1:]
+		if i > 0 {
+			continue
+		}
+		if len(b) < 1 {
+			return QueueKey{}, nil, ErrBadKey
+		}
+		q.Class = message.Class(b[0])
+		b = b[1:]
 	}
-	if len(b) < 1 {
-		return QueueKey{}, nil, ErrBadKey
+	return q, b, nil
+}
+
+// TenantOf returns the tenant in the encoding of QueueKey.Append, as part of b.
+func TenantOf(b []byte) ([]byte, error) {
+	end := bytes.IndexByte(b, 0)
+	if end < 0 {
+		return nil, ErrBadKey
 	}
-	q.Class = message.Class(b[0])
-	return q, b[1:], nil
+	return b[:end], nil
 }
 
 func appendTime(b []byte, t time.Time) []byte {
@@ -206,6 +230,15 @@ func DueSpan(t time.Time) Span {
 	return s
 }
 
+// DueFrom holds everything due at t or later; the zero t means everything.
+func DueFrom(t time.Time) Span {
+	s := prefixSpan(keyDue)
+	if !t.IsZero() {
+		s.Start = appendTime(s.Start, t)
+	}
+	return s
+}
+
 // ParseDueKey is the reverse of DueKey.
 func ParseDueKey(k []byte) (t time.Time, id message.ID, n uint32, err error) {
 	if len(k) != 29 || k[0] != keyDue {
@@ -238,6 +271,16 @@ func ReadyQueuesSpan(after *QueueKey) Span {
 	if after != nil {
 		s.Start = prefixSpan(after.Append([]byte{keyReady})...).End
 	}
+	return s
+}
+
+// ReadyStreamSpan holds every ready item of the stream of q.
+func ReadyStreamSpan(q *QueueKey) Span { return prefixSpan(q.appendStream([]byte{keyReady})...) }
+
+// ReadyStreamsSpan holds every ready item of the streams behind that of q.
+func ReadyStreamsSpan(q *QueueKey) Span {
+	s := prefixSpan(keyReady)
+	s.Start = ReadyStreamSpan(q).End
 	return s
 }
 
@@ -388,6 +431,9 @@ func QuarantineKey(b []byte, seq uint64) []byte {
 
 // QuarantineSpan holds every record that could not be read.
 func QuarantineSpan() Span { return prefixSpan(keyQuarantine) }
+
+// WaitingKey is where the counts of waiting items lie while the store is at rest.
+func WaitingKey() []byte { return []byte{keyWaiting} }
 
 // SuppressionKey is where the suppression of sid for tenant and stream lies;
 // empty strings mean every tenant and every stream.
