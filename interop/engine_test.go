@@ -1,4 +1,4 @@
-//go:build linux && (interop || soak)
+//go:build linux && (interop || soak || backlog)
 
 // Package interop runs the built binary, on loopback, against mail software
 // that nobody here wrote, and as its users will. The tools come from
@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -153,6 +154,17 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("not within %v: %s", patience, what)
+}
+
+// freePort is a port nobody listens on, for programs that cannot pick their own.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // engine is a running Tradewind.

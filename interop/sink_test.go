@@ -1,4 +1,4 @@
-//go:build linux && (interop || soak)
+//go:build linux && (interop || soak || backlog)
 
 package interop
 
@@ -35,27 +35,33 @@ func receive(t *testing.T, addr string, cfg loadgen.SinkConfig) *receiver {
 		defer r.mu.Unlock()
 		r.got = append(r.got, m)
 	}
-	var err error
-	if r.Sink, err = loadgen.New(cfg); err != nil {
+	r.Sink, r.addr = serveSink(t, addr, cfg)
+	return r
+}
+
+// serveSink runs a sink until the test ends.
+func serveSink(t *testing.T, addr string, cfg loadgen.SinkConfig) (*loadgen.Sink, string) {
+	t.Helper()
+	sink, err := loadgen.New(cfg)
+	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.addr = l.Addr().String()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		r.Serve(l)
+		sink.Serve(l)
 	}()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		r.Shutdown(ctx) // its error says that connections were cut
+		sink.Shutdown(ctx) // its error says that connections were cut
 		<-done
 	})
-	return r
+	return sink, l.Addr().String()
 }
 
 // messages returns what has come in.

@@ -27,17 +27,6 @@ const (
 	smtpSink   = "/usr/sbin/smtp-sink"
 )
 
-// freePort is a port nobody listens on, for programs that cannot pick their own.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // listening waits until somebody answers at addr.
 func listening(t *testing.T, addr string) {
 	t.Helper()
