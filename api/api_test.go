@@ -233,6 +233,7 @@ func newWorld(t testing.TB, cfg Config, door inject.Deps) *world {
 			"k2":     {Name: "k2", Tenant: "acme", Scopes: every},
 			"rival":  {Name: "rival", Tenant: "rival", Scopes: every},
 			"reader": {Name: "reader", Tenant: "acme", Scopes: []Scope{ScopeEvents}},
+			"hasty":  {Name: "hasty", Tenant: "acme", Scopes: every, Durability: message.Written},
 			"test":   {Name: "test", Tenant: "acme", Scopes: every, Test: true},
 			"root":   {Name: "root", Scopes: []Scope{ScopeAdmin}},
 		},

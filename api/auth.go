@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/tradewind-mta/tradewind/message"
 )
 
 // Scope is a right of a key.
@@ -34,6 +36,8 @@ type Principal struct {
 	Test bool
 	// AnyTenant lets raw mail name its tenant in X-Tradewind-Tenant.
 	AnyTenant bool
+	// Durability is what the answer to mail handed over with this key waits for.
+	Durability message.Durability
 }
 
 // Has reports whether p holds scope s.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
 )
 
@@ -20,13 +21,15 @@ import (
 // of which only the SHA-256 is stored. Secrets are 32 random bytes, so a fast
 // hash is as good as a slow one and costs every request a microsecond.
 type KeyRecord struct {
-	Name      string    `json:"name"`
-	Tenant    string    `json:"tenant,omitempty"`
-	Scopes    []Scope   `json:"scopes"`
-	Test      bool      `json:"test,omitempty"`
-	AnyTenant bool      `json:"any_tenant,omitempty"`
-	Created   time.Time `json:"created_at"`
-	Revoked   time.Time `json:"revoked_at,omitzero"`
+	Name      string  `json:"name"`
+	Tenant    string  `json:"tenant,omitempty"`
+	Scopes    []Scope `json:"scopes"`
+	Test      bool    `json:"test,omitempty"`
+	AnyTenant bool    `json:"any_tenant,omitempty"`
+	// Durability is what the answer to mail handed over with this key waits for.
+	Durability message.Durability `json:"durability,omitzero"`
+	Created    time.Time          `json:"created_at"`
+	Revoked    time.Time          `json:"revoked_at,omitzero"`
 	// Prefix is the beginning of the secret, to tell keys apart.
 	Prefix string `json:"prefix"`
 }
@@ -149,7 +152,7 @@ func (k *KeyStore) Lookup(_ context.Context, secret string) (*Principal, error) 
 	if rec == nil || !rec.Revoked.IsZero() {
 		return nil, ErrUnknownKey
 	}
-	return &Principal{Name: rec.Name, Tenant: rec.Tenant, Scopes: rec.Scopes, Test: rec.Test, AnyTenant: rec.AnyTenant}, nil
+	return &Principal{Name: rec.Name, Tenant: rec.Tenant, Scopes: rec.Scopes, Test: rec.Test, AnyTenant: rec.AnyTenant, Durability: rec.Durability}, nil
 }
 
 func (k *KeyStore) find(hash [32]byte) (*KeyRecord, error) {

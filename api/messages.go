@@ -20,11 +20,13 @@ import (
 // accepted is the answer to POST /v1/messages.
 type accepted struct {
 	// ID names the first message, for those who sent only one.
-	ID         string           `json:"id,omitempty"`
-	Accepted   int              `json:"accepted"`
-	Suppressed int              `json:"suppressed"`
-	Refused    int              `json:"refused"`
-	Recipients []recipientReply `json:"recipients"`
+	ID         string `json:"id,omitempty"`
+	Accepted   int    `json:"accepted"`
+	Suppressed int    `json:"suppressed"`
+	Refused    int    `json:"refused"`
+	// Durability says what this answer has waited for.
+	Durability message.Durability `json:"durability"`
+	Recipients []recipientReply   `json:"recipients"`
 }
 
 type recipientReply struct {
@@ -276,7 +278,7 @@ func (a *api) prepareShared(ctx context.Context, env inject.Envelope, all []mess
 	if err != nil {
 		return nil, nil, err
 	}
-	answer := &accepted{}
+	answer := &accepted{Durability: env.Durability}
 	for i := range p.Result.Recipients {
 		answer.add(reply(&p.Result.Recipients[i]))
 	}
@@ -290,7 +292,7 @@ func (a *api) prepareShared(ctx context.Context, env inject.Envelope, all []mess
 // preparePersonal prepares one message for each recipient. One who cannot be
 // served is listed and does not keep the others waiting.
 func (a *api) preparePersonal(ctx context.Context, q *messageRequest, s *skeleton, env inject.Envelope, l *loan) (*accepted, []*inject.Prepared, error) {
-	answer := &accepted{Recipients: make([]recipientReply, 0, len(q.Recipients))}
+	answer := &accepted{Durability: env.Durability, Recipients: make([]recipientReply, 0, len(q.Recipients))}
 	ps := make([]*inject.Prepared, 0, len(q.Recipients))
 	// Prepare keeps env.Tags and env.Metadata, but neither the list of
 	// recipients nor the body, so both are used again.

@@ -87,8 +87,8 @@ func (q *messageRequest) envelope(p *Principal, f *faults) inject.Envelope {
 	env := inject.Envelope{
 		Tenant: p.Tenant, AnyTenant: p.AnyTenant,
 		Campaign: q.Campaign, Pool: q.Pool, Tags: q.Tags,
-		Sandbox: q.Sandbox || p.Test,
-		Door:    inject.DoorHTTP, Origin: "http:" + p.Name, Protocol: "HTTP",
+		Sandbox: q.Sandbox || p.Test, Durability: p.Durability,
+		Door: inject.DoorHTTP, Origin: "http:" + p.Name, Protocol: "HTTP",
 	}
 	if q.Class != "" {
 		c, err := message.ParseClass(q.Class)

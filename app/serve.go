@@ -15,6 +15,7 @@ import (
 
 	"github.com/tradewind-mta/tradewind/api"
 	"github.com/tradewind-mta/tradewind/configs"
+	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/mta/inbound"
 )
 
@@ -78,6 +79,9 @@ func (a *App) backend(c *configs.SMTP, tls bool) inbound.Backend {
 		return &inbound.Reports{Mailbox: a.reports}
 	}
 	s := &inbound.Submission{Injector: a.door, Name: "smtp:" + c.Listen, RelayFrom: c.RelayFrom, Tenant: c.Tenant}
+	if s.Durability.UnmarshalText([]byte(c.Durability)) != nil {
+		s.Durability = message.Synced // Validate has refused anything else
+	}
 	if tls || c.AllowLoopbackAuth {
 		s.Login = a.keys.Login
 	}

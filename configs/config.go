@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/mta"
 	"github.com/tradewind-mta/tradewind/queue"
 )
@@ -72,6 +73,9 @@ type SMTP struct {
 	MaxConnectionsPerAddr int `toml:"max_connections_per_address"`
 	// IdleTimeout is how long a client may wait with its next command.
 	IdleTimeout time.Duration `toml:"idle_timeout"`
+	// Durability is what the reply to a message waits for: fsync, or os for the
+	// operating system having it, which a power cut may undo.
+	Durability string `toml:"durability"`
 }
 
 // Roles of a listener.
@@ -305,7 +309,7 @@ func Default() Config {
 func DefaultSMTP() SMTP {
 	return SMTP{
 		Role: RoleSubmission, Tenant: DefaultTenant, MaxMessageSize: 50 << 20, MaxRecipients: 1000,
-		MaxConnections: 2000, MaxConnectionsPerAddr: 100, IdleTimeout: 5 * time.Minute,
+		MaxConnections: 2000, MaxConnectionsPerAddr: 100, IdleTimeout: 5 * time.Minute, Durability: message.Synced.String(),
 	}
 }
 

@@ -290,6 +290,9 @@ func (c *Config) validateSMTP(i int, bad func(key, format string, args ...any)) 
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		bad(key+"listen", "%q is not address:port", s.Listen)
 	}
+	if new(message.Durability).UnmarshalText([]byte(s.Durability)) != nil {
+		bad(key+"durability", "%q is not fsync or os", s.Durability)
+	}
 	if s.Role != RoleSubmission && s.Role != RoleBounce {
 		bad(key+"role", "%q is not submission or bounce", s.Role)
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tradewind-mta/tradewind/message"
 )
 
 // Raw takes one message: what Prepare does, then the durable commit. On
@@ -45,6 +47,9 @@ func (i *Injector) Accept(ctx context.Context, ps []*Prepared) error {
 			continue
 		}
 		i.metric.count(p.door, accepted, len(p.Submissions))
+		for _, s := range p.Submissions {
+			i.metric.durability[s.Message.Durability].Inc()
+		}
 		i.metric.suppressed.Add(float64(p.suppressed))
 	}
 	if err != nil {
@@ -71,7 +76,9 @@ type metrics struct {
 	// messages is tradewind_inject_messages_total by door (smtp, http,
 	// internal) and result (accepted, refused, deferred), resolved once: the
 	// look-up by label would cost more than the scan of a small header.
-	messages   [len(doors)][len(resultNames)]prometheus.Counter
+	messages [len(doors)][len(resultNames)]prometheus.Counter
+	// durability is tradewind_inject_durability_total by durability (fsync, os).
+	durability [2]prometheus.Counter
 	suppressed prometheus.Counter
 	accept     prometheus.Histogram
 }
@@ -82,6 +89,13 @@ func newMetrics(reg prometheus.Registerer) (metrics, error) {
 		Name: "tradewind_inject_messages_total",
 		Help: "Messages at the door, by door (smtp, http, internal) and result (accepted, refused, deferred).",
 	}, []string{"door", "result"})
+	durability := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tradewind_inject_durability_total",
+		Help: "Messages accepted, by what their acknowledgement waited for: durability fsync (stable storage) or os (written to the operating system).",
+	}, []string{"durability"})
+	for d := range m.durability {
+		m.durability[d] = durability.WithLabelValues(message.Durability(d).String())
+	}
 	m.suppressed = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "tradewind_inject_suppressed_recipients_total",
 		Help: "Recipients accepted and settled at once because they are suppressed.",
@@ -99,7 +113,7 @@ func newMetrics(reg prometheus.Registerer) (metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	return m, errors.Join(reg.Register(messages), reg.Register(m.suppressed), reg.Register(m.accept))
+	return m, errors.Join(reg.Register(messages), reg.Register(durability), reg.Register(m.suppressed), reg.Register(m.accept))
 }
 
 func (m *metrics) count(d Door, r result, n int) {

@@ -57,6 +57,8 @@ type Envelope struct {
 	Verp     Verp
 	Sandbox  bool
 	Internal bool // see message.Message
+	// Durability is what the acknowledgement waits for.
+	Durability message.Durability
 
 	Door   Door
 	Origin string // the listener or key, for the accepted event; Door if empty

@@ -82,6 +82,8 @@ type Message struct {
 	Internal bool
 	// Sandbox runs everything but the sending.
 	Sandbox bool
+	// Durability is what the acknowledgement has waited for.
+	Durability Durability
 
 	// Listener or key that let the message in, and the client's address; kept
 	// for the accepted event only.

@@ -27,7 +27,8 @@ func suppressed(s *message.Submission, i int) string {
 const chunkAhead = 4 << 20
 
 // Accept makes the submissions durable in one commit and puts their recipients
-// into their queues. When it returns nil, they survive a power cut. Any error
+// into their queues. When it returns nil, they survive a power cut, or, if every
+// one of them asks for message.Written only, the death of the process. Any error
 // means that nothing was accepted; it wraps store.ErrDead when storage failed.
 func (m *Manager) Accept(ctx context.Context, subs []*message.Submission) error {
 	if err := ctx.Err(); err != nil {
@@ -47,7 +48,13 @@ func (m *Manager) Accept(ctx context.Context, subs []*message.Submission) error 
 			return err
 		}
 	}
-	if err := b.Commit(); err != nil {
+	commit := b.CommitWritten
+	for _, s := range subs {
+		if s.Message.Durability != message.Written {
+			commit = b.Commit
+		}
+	}
+	if err := commit(); err != nil {
 		return fmt.Errorf("queue: accept: %w", err)
 	}
 	return nil

@@ -125,11 +125,12 @@ const (
 	flagUTF8
 	flagInternal
 	flagSandbox
+	flagWritten // acknowledged before a sync
 )
 
 func appendMessage(b []byte, m *message.Message) []byte {
 	var flags byte
-	for i, set := range [...]bool{m.EightBit, m.UTF8, m.Internal, m.Sandbox} {
+	for i, set := range [...]bool{m.EightBit, m.UTF8, m.Internal, m.Sandbox, m.Durability == message.Written} {
 		if set {
 			flags |= 1 << i
 		}
@@ -168,6 +169,9 @@ func decodeMessage(id message.ID, b []byte) (*message.Message, error) {
 	m.UTF8 = flags&flagUTF8 != 0
 	m.Internal = flags&flagInternal != 0
 	m.Sandbox = flags&flagSandbox != 0
+	if flags&flagWritten != 0 {
+		m.Durability = message.Written
+	}
 	m.Class = message.Class(r.byte())
 	m.Tenant = r.string()
 	m.Campaign = r.string()

@@ -96,14 +96,29 @@ func (b *Batch) Len() int { return b.b.Len() }
 // power cut. One sync of the log serves every batch that waits at that moment.
 // Any error wraps ErrDead, and the store takes no further commit. It returns as
 // soon as the store is dead, whatever the disk does.
-func (b *Batch) Commit() error { return b.commit(true) }
+func (b *Batch) Commit() error { return b.commit(synced) }
+
+// CommitWritten hands the batch to the operating system: when it returns nil,
+// the changes survive the death of this process, kill -9 included, but not that
+// of the machine. It becomes durable with the next Commit, in order. Errors are
+// those of Commit.
+func (b *Batch) CommitWritten() error { return b.commit(written) }
 
 // CommitLazy applies the batch without waiting for the disk. It becomes
 // durable with the next Commit, in order, and survives a crash of the process
 // only by luck: use it for what can be lost without breaking a promise.
-func (b *Batch) CommitLazy() error { return b.commit(false) }
+func (b *Batch) CommitLazy() error { return b.commit(lazy) }
 
-func (b *Batch) commit(sync bool) (err error) {
+// wait is what a commit waits for.
+type wait uint8
+
+const (
+	lazy    wait = iota // nothing
+	written             // the log being written to its file
+	synced              // the log being on stable storage
+)
+
+func (b *Batch) commit(until wait) (err error) {
 	db := b.db
 	defer func() {
 		b.visible()
@@ -125,7 +140,7 @@ func (b *Batch) commit(sync bool) (err error) {
 	db.begun.Add(1)
 	defer db.ended.Add(1)
 	p := b.b // Close forgets it, and the work may outlast us
-	if !sync {
+	if until == lazy {
 		return db.bounded(func() error {
 			if err := db.p.Apply(p, pebble.NoSync); err != nil {
 				return db.die(fmt.Errorf("commit: %w", err))
@@ -134,6 +149,12 @@ func (b *Batch) commit(sync bool) (err error) {
 		})
 	}
 	return db.bounded(func() error {
+		if until == synced {
+			// Before the log hears of the batch, and until its sync is over: see
+			// guardedLog.
+			db.strict.Add(1)
+			defer db.strict.Add(-1)
+		}
 		// Apply with pebble.Sync swallows a failed sync once Fatalf has been
 		// called; the two-step form returns it.
 		if err := db.p.ApplyNoSyncWait(p, pebble.Sync); err != nil {

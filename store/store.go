@@ -68,6 +68,7 @@ type DB struct {
 
 	onFatal func(error)
 	opened  atomic.Bool
+	strict  atomic.Int64 // commits under way that need a sync
 	dead    atomic.Pointer[error]
 	dieOnce sync.Once
 	died    chan struct{} // closed when dead is set
@@ -356,6 +357,7 @@ func (db *DB) Close() error {
 	if err := db.Mark(time.Now()); err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
 	}
+	db.strict.Add(1) // from here on every sync is a real one
 	err := db.bounded(func() error {
 		if err := db.p.LogData(nil, pebble.Sync); err != nil {
 			return err

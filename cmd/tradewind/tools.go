@@ -530,6 +530,7 @@ func keyCreate(ctx context.Context, c *call) error {
 	c.flags.StringVar(&rec.Name, "name", "", "`name` of the key")
 	c.flags.StringVar(&rec.Tenant, "tenant", configs.DefaultTenant, "`tenant` it belongs to; \"\" with scope admin sees all")
 	c.flags.BoolVar(&rec.Test, "test", false, "the key only ever sends in sandbox mode")
+	c.flags.TextVar(&rec.Durability, "durability", message.Synced, "`what` the answer to mail waits for: fsync, or os, which a power cut may undo")
 	scopes := c.flags.String("scopes", "inject", "inject, events, suppression, admin; comma separated")
 	if err := c.parse(); err != nil {
 		return err

@@ -25,6 +25,8 @@ type Submission struct {
 	// Tenant, and may name another tenant in X-Tradewind-Tenant.
 	RelayFrom []netip.Prefix
 	Tenant    string
+	// Durability is what the acknowledgement of a message waits for.
+	Durability message.Durability
 	// Login checks a user name and password and returns the tenant; nil offers
 	// no AUTH. It must take the same time for unknown users as for known ones.
 	Login func(ctx context.Context, user, password string) (tenant string, ok bool)
@@ -121,6 +123,7 @@ func (s *submission) Mail(from string, o *smtp.MailOptions) error {
 	s.env = inject.Envelope{
 		Tenant: s.tenant, AnyTenant: s.trusted && !s.authed,
 		Door: inject.DoorSMTP, Origin: s.backend.Name, Client: s.client, HELO: s.conn.Hostname(), Protocol: s.protocol(),
+		Durability: s.backend.Durability,
 	}
 	if from != "" {
 		a, err := message.ParseAddress(from)
@@ -186,13 +189,17 @@ func (s *submission) Data(r io.Reader) error {
 }
 
 // DataBytes hands the message over; it is durable when this returns without
-// error, and the text names it.
+// error, and the text names it, and the durability if that is not the full one.
 func (s *submission) DataBytes(body []byte) (string, error) {
 	res, err := s.backend.Injector.Raw(context.Background(), s.env, body)
 	if err != nil {
 		return "", doorError(err)
 	}
-	return "Ok: queued as " + res.ID.String(), nil
+	words := "Ok: queued as " + res.ID.String()
+	if s.backend.Durability != message.Synced {
+		words += ", durability=" + s.backend.Durability.String()
+	}
+	return words, nil
 }
 
 // doorError puts a refusal of the door into a reply.
