@@ -185,7 +185,8 @@ type Manager struct {
 	ctx  context.Context
 	stop context.CancelFunc
 
-	counts counts
+	counts  counts
+	dropped dropped
 
 	items   atomic.Int64 // ready items in windows
 	bodies  atomic.Int64 // bytes of cached bodies
@@ -236,6 +237,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.runSearch(ctx) })
 	g.Go(func() error { return m.runSweep(ctx) })
 	g.Go(func() error { return m.count(ctx) })
+	g.Go(func() error { return m.runReclaim(ctx) })
 	err := g.Wait()
 	m.wg.Wait()
 	if err != nil && !errors.Is(err, context.Canceled) {

@@ -161,6 +161,7 @@ func (m *Manager) dropMessage(b *store.Batch, msg *message.Message) {
 		b.DeleteSized(store.BodyKey(key[:0], msg.ID, uint32(n)), min(bodyChunk, msg.Size-n*bodyChunk))
 	}
 	b.Delete(store.ExpiryKey(key[:0], msg.Expires, msg.ID))
+	m.dropped.note(msg.ID, msg.Size)
 }
 
 // appendDue is the value of a due key: the queue to go to, then the item.

@@ -11,6 +11,7 @@
 package store
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -325,6 +326,15 @@ func (db *DB) Metrics() *pebble.Metrics {
 // Flush writes the memtable out, so that a following start has no log to
 // replay.
 func (db *DB) Flush() error { return db.bounded(db.p.Flush) }
+
+// Compact merges what was written to and deleted from s, so that the space of
+// deletions becomes free. It can take long, and leaves the store usable meanwhile.
+func (db *DB) Compact(ctx context.Context, s Span) error {
+	if err := db.p.Compact(ctx, s.Start, s.End, false); err != nil {
+		return fmt.Errorf("store: compact %s: %w", db.kind, err)
+	}
+	return nil
+}
 
 // Err is nil while the store can be trusted, and wraps ErrDead after that.
 func (db *DB) Err() error {
