@@ -111,12 +111,14 @@ func (m *Manager) Message(id message.ID) (*message.Message, error) {
 }
 
 // Body reads the body of message id, size bytes long.
-func (m *Manager) Body(id message.ID, size int) ([]byte, error) {
+func (m *Manager) Body(id message.ID, size int) ([]byte, error) { return bodyOf(m.db, id, size) }
+
+func bodyOf(db *store.DB, id message.ID, size int) ([]byte, error) {
 	data := make([]byte, 0, size)
 	var key [21]byte
 	for n := uint32(0); len(data) < size; n++ {
 		before := len(data)
-		next, err := m.db.AppendGet(data, store.BodyKey(key[:0], id, n))
+		next, err := db.AppendGet(data, store.BodyKey(key[:0], id, n))
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, id, err)
 		}

@@ -57,7 +57,9 @@ type machine struct {
 	stop   func() error
 	o      *oracle
 	nextID uint64
-	known  []*Queue // in memory after the last step
+	// recorder makes a journal; nil means that of the oracle.
+	recorder func(*store.DB) Recorder
+	known    []*Queue // in memory after the last step
 	// maxWaiting is when the machine stops accepting.
 	maxWaiting int
 
@@ -89,8 +91,12 @@ func (w *machine) open() error {
 	if err != nil {
 		return err
 	}
+	recorder := Recorder(factRecorder{})
+	if w.recorder != nil {
+		recorder = w.recorder(db)
+	}
 	w.m, err = New(w.cfg, Deps{
-		DB: db, Recorder: factRecorder{}, Now: w.now,
+		DB: db, Recorder: recorder, Now: w.now,
 		Ready: func(q *Queue) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

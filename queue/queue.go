@@ -222,6 +222,13 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 	return m, nil
 }
 
+// Close ends a manager that was never run. Run closes its own.
+func (m *Manager) Close() error {
+	m.stop()
+	m.wg.Wait()
+	return m.counts.close()
+}
+
 // Config returns the settings in force; SetConfig replaces them.
 func (m *Manager) Config() *Config { return m.cfg.Load() }
 

@@ -330,7 +330,7 @@ func (db *DB) Flush() error { return db.bounded(db.p.Flush) }
 // Compact merges what was written to and deleted from s, so that the space of
 // deletions becomes free. It can take long, and leaves the store usable meanwhile.
 func (db *DB) Compact(ctx context.Context, s Span) error {
-	if err := db.p.Compact(ctx, s.Start, s.End, false); err != nil {
+	if err := db.bounded(func() error { return db.p.Compact(ctx, s.Start, s.End, false) }); err != nil {
 		return fmt.Errorf("store: compact %s: %w", db.kind, err)
 	}
 	return nil

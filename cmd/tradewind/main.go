@@ -80,6 +80,8 @@ func commands() []command {
 		{"queue delete", "", "take waiting mail out of the queue (dry run unless --yes)", queueDelete},
 		{"queue reroute", "POOL", "send waiting mail from another pool (dry run unless --yes)", queueReroute},
 		{"queue verify", "-c FILE", "check every invariant of a spool that is not in use", queueVerify},
+		{"queue export", "-c FILE", "write what waits in a spool that is not in use, to move it to another node", queueExport},
+		{"queue import", "-c FILE", "take over what queue export wrote (dry run unless --yes)", queueImport},
 		{"events tail", "", "print events as they happen", eventsTail},
 		{"top", "", "show what the engine does, anew every second", top},
 		{"trace", "", "follow SMTP dialogues with mail exchangers as they happen", trace},

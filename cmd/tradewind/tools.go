@@ -249,24 +249,12 @@ func queueVerify(_ context.Context, c *call) error {
 	if err := c.parse(); err != nil {
 		return err
 	}
-	if *file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(*file)
-	if err != nil {
+	var report *queue.Report
+	err := withSpool(*file, func(db *store.DB) (err error) {
+		report, err = queue.Verify(db)
 		return err
-	}
-	lock, err := store.Lock(cfg.DataDir, nil)
+	})
 	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	db, err := store.Open(cfg.DataDir, store.Spool, store.Options{})
-	if err != nil {
-		return err
-	}
-	report, err := queue.Verify(db)
-	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
 	if err := printJSON(c.stdout, report); err != nil {
