@@ -71,6 +71,14 @@ func (m *Manager) dropBody(it *Item) {
 // that they cannot be read any more: the caller hands the items to Abandon.
 func (m *Manager) Load(items []*Item) (*message.Message, []byte, error) {
 	first := items[0]
+	if first.body == nil {
+		if s, ok := m.shared.get(first.ID); ok {
+			for _, it := range items {
+				it.msg = s.msg
+			}
+			return s.msg, s.body, nil
+		}
+	}
 	if first.msg == nil {
 		msg, err := m.Message(first.ID)
 		if err != nil {
@@ -85,6 +93,9 @@ func (m *Manager) Load(items []*Item) (*message.Message, []byte, error) {
 		return first.msg, first.body.data, nil
 	}
 	data, err := m.Body(first.ID, first.msg.Size)
+	if err == nil {
+		m.shared.put(sharedMessage{first.msg, data})
+	}
 	return first.msg, data, err
 }
 

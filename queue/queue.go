@@ -145,9 +145,6 @@ type Deps struct {
 	Recall func(id message.ID, n uint32) *message.Event
 }
 
-// stripes is how many locks the messages with several recipients share.
-const stripes = 256
-
 // Manager is the queue of one engine.
 type Manager struct {
 	cfg  atomic.Pointer[Config]
@@ -158,7 +155,7 @@ type Manager struct {
 	// moves orders everything that moves items which nobody has leased:
 	// promotion, expiry, cancelling.
 	moves  sync.Mutex
-	stripe [stripes]sync.Mutex
+	stripe [stripes]stripe
 
 	mu     sync.RWMutex // protects everything below
 	queues map[store.QueueKey]*Queue
@@ -185,6 +182,7 @@ type Manager struct {
 	ctx  context.Context
 	stop context.CancelFunc
 
+	shared  shared
 	counts  counts
 	dropped dropped
 
@@ -281,9 +279,4 @@ func (m *Manager) Stats() Stats {
 func (c *Config) NextRetry(attempt int, random float64) time.Duration {
 	d := c.Retry[min(max(attempt, 1), len(c.Retry))-1]
 	return d + time.Duration(float64(d)*c.Jitter*(2*random-1))
-}
-
-// stripeNumber chooses the lock of a message with several recipients.
-func (m *Manager) stripeNumber(id message.ID) uint64 {
-	return maphash.Bytes(m.seed, id[:]) % stripes
 }

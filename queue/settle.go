@@ -135,18 +135,14 @@ func (m *Manager) dropDone(b *store.Batch, list []Settlement) error {
 			continue
 		}
 		delete(done, it.ID)
-		waiting := 0
-		err := m.db.Each(store.LocatorSpan(it.ID), func(_, _ []byte) (bool, error) {
-			waiting++
-			return waiting <= gone, nil
-		})
+		left, err := m.stripe[m.stripeNumber(it.ID)].leave(m.db, it.ID, gone)
 		if store.IsDamage(err) {
 			continue // the sweep removes what is left
 		}
 		if err != nil {
 			return fmt.Errorf("queue: settle: %w", err)
 		}
-		if waiting == gone {
+		if left == 0 {
 			m.dropMessage(b, it.msg)
 		}
 	}
