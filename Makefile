@@ -8,11 +8,13 @@ BUILDFLAGS ?= -tags openssl
 TESTFLAGS  ?=
 FUZZTIME   ?= 1m
 CYCLES     ?= 200
-SOAK       ?= 30m
+SOAK       ?= 1h
+BACKLOG    ?= 10000000
+DOMAINS    ?= 1000000
 
 BENCHFLAGS ?=
 
-.PHONY: help build run demo test check bench bench-smoke bench-parts soak crash fuzz interop deps
+.PHONY: help build run demo test check bench bench-smoke bench-parts soak backlog crash fuzz interop deps
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -41,8 +43,11 @@ bench-smoke: build ## the same with few messages: does it run, is anything lost
 bench-parts: ## every benchmark of a package, with allocations
 	@$(GO) test -run '^$$' -bench . -benchmem ./...
 
-soak: ## SOAK=30m of load on the real binary, watching for leaks and losses
-	@$(GO) test -tags soak -count 1 -timeout 0 -v -run '^TestSoak' ./interop -args -soak $(SOAK)
+soak: ## SOAK=1h of load on the real binary; table and plot go to docs/
+	@$(GO) test -tags soak -count 1 -timeout 0 -v -run '^TestSoak' ./interop -args -soak $(SOAK) -out ../docs
+
+backlog: ## BACKLOG=10000000 waiting over DOMAINS=1000000, beside an empty queue
+	@$(GO) test -tags backlog -count 1 -timeout 0 -v -run '^TestBacklog' ./interop -args -recipients $(BACKLOG) -domains $(DOMAINS) -load 20000 -rounds 3
 
 crash: ## CYCLES=200 of load and kill -9 on the real binary
 	@$(GO) test -count 1 -timeout 0 -v -run '^TestKill' ./test/crash -args -cycles $(CYCLES)

@@ -108,8 +108,10 @@ func New(cfg *configs.Config, opt Options) (_ *App, err error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
+	var clock *steady
 	if opt.Now == nil {
-		opt.Now = time.Now
+		clock = newSteady(opt.Logger)
+		opt.Now = clock.Now
 	}
 	if opt.Listen == nil {
 		opt.Listen = net.Listen
@@ -131,6 +133,11 @@ func New(cfg *configs.Config, opt Options) (_ *App, err error) {
 		}
 	}
 	a.registerMetrics()
+	if clock != nil {
+		a.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tradewind_clock_offset_seconds", Help: "How far the system's clock is ahead of the engine's.",
+		}, func() float64 { return clock.Offset().Seconds() }))
+	}
 	return a, nil
 }
 

@@ -238,6 +238,7 @@ func (m *Manager) SetConfig(c Config) { m.cfg.Store(&c) }
 func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, m.stop)
+	g.Go(func() error { return m.bringBack(ctx) })
 	g.Go(func() error { return m.runPromotion(ctx) })
 	g.Go(func() error { return m.runSearch(ctx) })
 	g.Go(func() error { return m.runSweep(ctx) })
