@@ -45,6 +45,7 @@ func backlog(t *testing.T) (dir string) {
 	if _, err := os.Stat(kept); err != nil {
 		s.build(t, kept)
 	}
+	atRest(t, kept)
 	octets := diskUsage(t, kept)
 	t.Logf("%d recipients over %d domains take %d MiB, %.0f octets each", s.recipients, s.domains, octets>>20, float64(octets)/float64(s.recipients))
 	if err := os.CopyFS(dir, os.DirFS(kept)); err != nil {
