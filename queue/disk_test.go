@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -176,5 +177,72 @@ func TestBytesWrittenForAMessageStayFew(t *testing.T) {
 		if factor > c.limit {
 			t.Errorf("%s: %.2f octets are written for each octet of mail, want at most %v", c.name, factor, c.limit)
 		}
+	}
+}
+
+// TestMailBecomingDueAtOnceDoesNotStallAcceptance lets as much become due at one
+// moment as a provider's outage of hours would. TRADEWIND_DUE_AT_ONCE says how much.
+func TestMailBecomingDueAtOnceDoesNotStallAcceptance(t *testing.T) {
+	n := int(fromEnv(t, "TRADEWIND_DUE_AT_ONCE", 50_000))
+	s := spin(t, 0)
+	ids := &message.IDSource{}
+	submission := func(to, domains int) *message.Submission {
+		sub := &message.Submission{
+			Message: &message.Message{ID: ids.New(time.Now()), Tenant: "acme", From: message.MustAddress("s@sender.example"), Accepted: time.Now()},
+			Body:    []byte("Subject: x\r\n\r\nbody\r\n"),
+		}
+		for i := range to {
+			sub.Recipients = append(sub.Recipients, message.Recipient{Address: message.MustAddress(fmt.Sprintf("u@d%d.example", i%domains))})
+		}
+		return sub
+	}
+	at := time.Now().Add(time.Hour)
+	for range n / 1000 {
+		sub := submission(1000, 1000)
+		sub.Message.NotBefore = at
+		if err := s.m.Accept(t.Context(), []*message.Submission{sub}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error, 1)
+	var stats Stats
+	go func() {
+		for {
+			moved, _, err := s.m.promote(at)
+			if st := s.m.Stats(); st.InMemory > stats.InMemory {
+				stats = st
+			}
+			if err != nil || moved < promoteChunk {
+				done <- err
+				return
+			}
+		}
+	}()
+	began := time.Now()
+	var waits []time.Duration
+	for promoting := true; promoting; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			promoting = false
+		default:
+			start := time.Now()
+			if err := s.m.Accept(t.Context(), []*message.Submission{submission(1, 1)}); err != nil {
+				t.Fatal(err)
+			}
+			waits = append(waits, time.Since(start))
+		}
+	}
+	slices.Sort(waits)
+	p99 := waits[len(waits)*99/100]
+	t.Logf("%d items became ready in %v; %d messages accepted meanwhile, median %v, p99 %v; at the most %d items in memory",
+		n, time.Since(began).Round(time.Millisecond), len(waits), waits[len(waits)/2].Round(time.Microsecond), p99.Round(time.Microsecond), stats.InMemory)
+	if limit := int64(2 * s.m.Config().MaxItems); stats.InMemory > limit {
+		t.Errorf("%d items in memory, want at most %d", stats.InMemory, limit)
+	}
+	if p99 > 2*time.Second {
+		t.Errorf("p99 of acceptance is %v while mail becomes due", p99)
 	}
 }

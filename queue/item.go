@@ -71,32 +71,44 @@ func (m *Manager) dropBody(it *Item) {
 // that they cannot be read any more: the caller hands the items to Abandon.
 func (m *Manager) Load(items []*Item) (*message.Message, []byte, error) {
 	first := items[0]
-	if first.body == nil {
-		if s, ok := m.shared.get(first.ID); ok {
-			for _, it := range items {
-				it.msg = s.msg
-			}
-			return s.msg, s.body, nil
-		}
-	}
-	if first.msg == nil {
-		msg, err := m.Message(first.ID)
-		if err != nil {
-			return nil, nil, err
-		}
-		first.msg = msg
-	}
-	for _, it := range items[1:] {
-		it.msg = first.msg
-	}
 	if first.body != nil {
+		for _, it := range items[1:] {
+			it.msg = first.msg
+		}
 		return first.msg, first.body.data, nil
 	}
-	data, err := m.Body(first.ID, first.msg.Size)
-	if err == nil {
-		m.shared.put(sharedMessage{first.msg, data})
+	s, ok := m.shared.get(first.ID)
+	if !ok {
+		var err error
+		if s, err = m.read(first.ID); err != nil {
+			return nil, nil, err
+		}
 	}
-	return first.msg, data, err
+	for _, it := range items {
+		it.msg = s.msg
+	}
+	return s.msg, s.body, nil
+}
+
+// read reads a message from disk, once for everybody who asks at the same time.
+func (m *Manager) read(id message.ID) (sharedMessage, error) {
+	v, err, _ := m.reads.Do(string(id[:]), func() (any, error) {
+		if s, ok := m.shared.get(id); ok {
+			return s, nil
+		}
+		msg, err := m.Message(id)
+		if err != nil {
+			return sharedMessage{}, err
+		}
+		data, err := m.Body(id, msg.Size)
+		if err != nil {
+			return sharedMessage{}, err
+		}
+		s := sharedMessage{msg, data}
+		m.shared.put(s)
+		return s, nil
+	})
+	return v.(sharedMessage), err
 }
 
 // lookup reads the record of message id. It returns nil when the queue does

@@ -89,6 +89,32 @@ func modelConfig(seed uint64) Config {
 // runModel takes a fresh queue through the steps and returns what went wrong,
 // and after how many of them.
 func runModel(seed uint64, steps []step, bubble func(time.Duration)) (at int, err error) {
+	return runMachine(seed, steps, bubble, func(*machine, step) {})
+}
+
+// runBroken is runModel on a queue that forgets, now and then, the oldest item of
+// one of its windows.
+func runBroken(seed uint64, steps []step) (at int, err error) {
+	return runMachine(seed, steps, nil, func(w *machine, s step) {
+		if s.do != doRelease {
+			return
+		}
+		for _, q := range w.inMemory() {
+			q.mu.Lock()
+			if len(q.window) > 1 {
+				q.window = q.window[1:]
+				w.m.items.Add(-1)
+				q.mu.Unlock()
+				return
+			}
+			q.mu.Unlock()
+		}
+	})
+}
+
+// runMachine is runModel with something done behind the queue's back after each
+// step.
+func runMachine(seed uint64, steps []step, bubble func(time.Duration), meddle func(*machine, step)) (at int, err error) {
 	start := time.Unix(1_800_000_000, 0)
 	if bubble != nil {
 		start = time.Now()
@@ -105,6 +131,7 @@ func runModel(seed uint64, steps []step, bubble func(time.Duration)) (at int, er
 			w.stop()
 			return i + 1, err
 		}
+		meddle(w, s)
 	}
 	if err := w.drain(rand.New(rand.NewPCG(seed, 4))); err != nil {
 		w.stop()

@@ -39,6 +39,7 @@ import (
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 )
 
 // Config is the [queue] table.
@@ -183,6 +184,7 @@ type Manager struct {
 	stop context.CancelFunc
 
 	shared  shared
+	reads   singleflight.Group
 	counts  counts
 	dropped dropped
 
