@@ -266,6 +266,7 @@ func (m *MTA) Ready(q *queue.Queue) {
 	m.mu.Lock()
 	t := m.targets[tk]
 	if t == nil {
+		m.forgetTargets()
 		t = &target{}
 		m.targets[tk] = t
 	}

@@ -23,6 +23,29 @@ type target struct {
 	waiting   []*queue.Queue
 }
 
+// maxTargets bounds the answers that are remembered: a queue that goes through a
+// million domains within a route's life must not keep one for each.
+const maxTargets = 50_000
+
+// forgetTargets makes room when there are too many, for an eighth of them at a
+// time, wherever the map begins. They are found again when they are asked for.
+// REQUIRES: MTA.mu.
+func (m *MTA) forgetTargets() {
+	if len(m.targets) < maxTargets {
+		return
+	}
+	n := maxTargets / 8
+	for key, t := range m.targets {
+		if n == 0 {
+			return
+		}
+		if !t.resolving {
+			delete(m.targets, key)
+			n--
+		}
+	}
+}
+
 // routeLife is how long a [[route]] is remembered; a reload forgets it anyway.
 const routeLife = time.Hour
 
