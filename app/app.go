@@ -515,7 +515,7 @@ func tenantTable(cfg *configs.Config) (map[string]inject.Tenant, error) {
 			return nil, err
 		}
 		tenants[t.Name] = inject.Tenant{
-			Pool: t.Pool, Pools: t.Pools, SenderDomains: t.SenderDomains, MaxAge: t.MaxAge, Suspended: t.Suspended, Verp: verp,
+			Pool: t.Pool, Pools: t.Pools, SenderDomains: t.SenderDomains, MaxAge: t.MaxAge, Suspended: t.Suspended, Verp: verp, MaxQueued: t.MaxQueued,
 		}
 	}
 	return tenants, nil

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -151,6 +152,25 @@ func (p *pressure) smtp() *smtp.SMTPError {
 	return &smtp.SMTPError{Code: 421, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "Storage trouble; try again later"}
 }
 
+// capped refuses mail of a tenant that has as much waiting as it may. Doors that
+// hand over mail at the same time can go past the limit by what they hold.
+func (p *pressure) capped(subs []*message.Submission) error {
+	more := make(map[string]int, 1)
+	for _, s := range subs {
+		more[s.Message.Tenant] += len(s.Recipients)
+	}
+	for name, n := range more {
+		t, _, err := p.a.tenant(name)
+		if err != nil {
+			return err
+		}
+		if waiting := p.a.queue.WaitingOf(name); t.MaxQueued > 0 && waiting+n > t.MaxQueued {
+			return fmt.Errorf("%w: %d recipients of tenant %s wait, its max_queued is %d", message.ErrFull, waiting, name, t.MaxQueued)
+		}
+	}
+	return nil
+}
+
 // Accept hands mail to the queue. What waits for a commit at the same time is
 // bounded, except that one call may always wait.
 func (p *pressure) Accept(ctx context.Context, subs []*message.Submission) error {
@@ -160,6 +180,9 @@ func (p *pressure) Accept(ctx context.Context, subs []*message.Submission) error
 	size := int64(0)
 	for _, s := range subs {
 		size += int64(len(s.Body))
+	}
+	if err := p.capped(subs); err != nil {
+		return err
 	}
 	defer p.bytes.Add(-size)
 	if now := p.bytes.Add(size); now > int64(p.a.cfg.Store.CommitMemory) && now > size {

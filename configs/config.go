@@ -215,6 +215,9 @@ type Tenant struct {
 	Verp string `toml:"verp"`
 	// Suspended tenants may not submit.
 	Suspended bool `toml:"suspended"`
+	// MaxQueued is how many recipients of the tenant may wait; more mail is
+	// refused for the time being. 0 means no limit.
+	MaxQueued int `toml:"max_queued"`
 }
 
 // Events is the [events] table.

@@ -237,6 +237,9 @@ func (c *Config) validate() (errs []error) {
 		if _, err := inject.ParseVerp(t.Verp); err != nil {
 			bad(key+".verp", "%v", err)
 		}
+		if t.MaxQueued < 0 {
+			bad(key+".max_queued", "%d is negative", t.MaxQueued)
+		}
 		for j, d := range t.SenderDomains {
 			if _, err := message.ParseDomain(d); err != nil {
 				bad(fmt.Sprintf("%s.sender_domains[%d]", key, j), "%v", err)

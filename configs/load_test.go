@@ -87,6 +87,7 @@ func TestEachMistakeIsNamedWithItsKey(t *testing.T) {
 		"same pool twice":       {source + strings.Repeat("[[pool]]\nname = \"b\"\nsources = [{ source = \"ip1\" }]\n", 2), `c.toml: pool[1].name: "b" is there twice`},
 		"same tenant twice":     {tenant + "[[tenant]]\nname = \"acme\"\n", `c.toml: tenant[1].name: "acme" is there twice`},
 		"tenant without name":   {host + "[[tenant]]\n", `c.toml: tenant[0].name: "" is not 1 to 64 characters long`},
+		"tenant's max_queued":   {tenant + "max_queued = -1\n", `c.toml: tenant[0].max_queued: -1 is negative`},
 		"tenant's pool":         {tenant + "pool = \"bulk\"\n", `c.toml: tenant[0].pool: no [[pool]] or [[source]] is named "bulk"`},
 		"tenant's domain":       {tenant + "sender_domains = [\"a@example.com\"]\n", `c.toml: tenant[0].sender_domains[0]: `},
 		"key without a file":    {host + "[[dkim]]\ndomain = \"example.com\"\nselector = \"s1\"\n", `c.toml: dkim[0].key_file: required`},

@@ -111,6 +111,9 @@ type Tenant struct {
 	Verp Verp
 	// Suspended tenants are refused with a temporary error.
 	Suspended bool
+	// MaxQueued is how many recipients may wait, for whoever stores the mail;
+	// 0 means no limit.
+	MaxQueued int
 }
 
 // Deps are the things outside the package that the door asks. Only IDs is

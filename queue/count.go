@@ -49,6 +49,16 @@ func (it *Item) tenant() string {
 	return it.key.Tenant
 }
 
+// WaitingOf is how many items of a tenant wait. After a crash it is too low until
+// they have been counted.
+func (m *Manager) WaitingOf(tenant string) int {
+	n, ok := m.counts.tenants.Load(tenant)
+	if !ok {
+		return 0
+	}
+	return int(n.(*atomic.Int64).Load())
+}
+
 // open reads the counts, or prepares to find them out. It must come before
 // anything is accepted.
 func (c *counts) open(db *store.DB) error {
