@@ -17,6 +17,7 @@ type metrics struct {
 	connections *prometheus.CounterVec
 	unreached   *prometheus.CounterVec
 	held        *prometheus.CounterVec
+	unknown     *prometheus.CounterVec
 	unsigned    prometheus.Counter
 	panics      prometheus.Counter
 }
@@ -53,6 +54,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "tradewind_delivery_held_total",
 			Help: "Permits refused, by the limit that refused them.",
 		}, []string{"provider", "limit"}),
+		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tradewind_delivery_unknown_total",
+			Help: "Recipients whose connection was lost after the message and before the reply: they are tried again and may get it twice.",
+		}, []string{"provider"}),
 		unsigned: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tradewind_delivery_missing_key_total",
 			Help: "Attempts put off because no DKIM key fits the message.",
@@ -63,7 +68,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 	}
 	if r != nil {
-		r.MustRegister(m.outcomes, m.categories, m.delivery, m.transaction, m.connections, m.unreached, m.held, m.unsigned, m.panics)
+		r.MustRegister(m.outcomes, m.categories, m.delivery, m.transaction, m.connections, m.unreached, m.held, m.unknown, m.unsigned, m.panics)
 	}
 	return m
 }

@@ -212,6 +212,7 @@ func (m *MTA) outcome(s *site, l *lane, t *txn, it *queue.Item, o *message.Outco
 	default:
 		e.Type = message.EventDeferred
 		if v.result == message.Unknown {
+			m.metrics.unknown.WithLabelValues(l.egress().Provider).Inc()
 			e.Detail = "the connection was lost after the message was sent and before the reply"
 		}
 		settlement.Retry = m.nextTry(it, v, now)

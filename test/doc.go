@@ -56,6 +56,7 @@
 //	expect reply CODE|none                 to the first injection in the background
 //	expect status ID state= attempt= next= reply=
 //	expect suppressed ADDRESS [tenant=T] [for="REASON by SOURCE[ with evidence]"]
+//	expect metric NAME VALUE               summed over all labels, since the start
 //	expect held KIND:REASON…               what lies in quarantine, in order
 //	expect log "TEXT" | expect nolog "TEXT"
 //

@@ -41,8 +41,30 @@ func (s *story) expect(c *command) error {
 		return s.expectSuppressed(c)
 	case "held":
 		return s.expectHeld(c)
+	case "metric":
+		return s.expectMetric(c)
 	}
 	return fmt.Errorf("there is nothing called %q to expect", c.word(1))
+}
+
+// expectMetric compares a metric of this life of the engine, over all labels.
+func (s *story) expectMetric(c *command) error {
+	families, err := s.metrics.Gather()
+	if err != nil {
+		return err
+	}
+	total := 0.0
+	for _, f := range families {
+		if f.GetName() == c.word(2) {
+			for _, m := range f.Metric {
+				total += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	if got := fmt.Sprint(total); got != c.word(3) {
+		return fmt.Errorf("%s is %s, want %s", c.word(2), got, c.word(3))
+	}
+	return nil
 }
 
 // expectEvents compares the events of a recipient with the lines of the block.

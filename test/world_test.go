@@ -23,6 +23,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/emersion/go-msgauth/dkim"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tradewind-mta/tradewind/app"
 	"github.com/tradewind-mta/tradewind/configs"
@@ -49,6 +50,7 @@ type world struct {
 	gone     []chan error
 	apiKeys  map[string]string // by tenant; "" is the operator's
 	reloader func(*configs.Config) ([]string, error)
+	metrics  prometheus.Gatherer
 }
 
 // senders are the domains that stories send from. They have a DKIM key;
@@ -129,7 +131,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatalf("start: %v", err)
 	}
-	w.reloader = a.Reload
+	w.reloader, w.metrics = a.Reload, a.Metrics()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
