@@ -51,7 +51,7 @@ func matrix() []cell {
 		with("200ms", "10 KiB, sink 200 ms a reply", func(c *cell) { c.latency, c.messages = 200*time.Millisecond, 16000 }),
 		with("greylist", "10 KiB, 10 % greylisted", func(c *cell) { c.greylist = 10 }),
 		with("http", "10 KiB by HTTP, one a request", func(c *cell) { c.http, c.messages, c.quick = true, 16000, true }),
-		with("backlog", "10 KiB beside a backlog", func(c *cell) { c.backlog = true }),
+		with("backlog", "10 KiB beside a backlog", func(c *cell) { c.backlog, c.quick = true, true }),
 	}
 }
 
