@@ -320,9 +320,16 @@ func (p *postfix) command(what string) ([]byte, error) {
 }
 
 func (p *postfix) stop() {
-	// Once asked, its processes end by themselves.
 	if out, err := p.command("abort"); err != nil {
 		progress("postfix abort: %v: %s", err, out)
+		return
+	}
+	// Its processes end by themselves, and write until they do.
+	for range 100 {
+		if _, err := statOf(p.master); err != nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 

@@ -225,6 +225,10 @@ func (r *report) ratios(p func(string, ...any)) {
 			}
 		}
 	}
+	beside, empty := collect(r.of("backlog", nameTradewind), (*sample).rate), collect(r.of("10k", nameTradewind), (*sample).rate)
+	if beside.median > 0 && empty.median > 0 {
+		rows = append(rows, fmt.Sprintf("| 10 KiB | messages/s beside the backlog / with an empty queue | %.2f |\n", beside.median/empty.median))
+	}
 	for _, pair := range [][3]string{{"10k-rsa", "10k", "10 KiB"}, {"1k-rsa", "1k", "1 KiB"}, {"100k-rsa", "100k", "100 KiB"}, {"10k-ed25519", "10k", "10 KiB"}} {
 		signed, plain := collect(r.of(pair[0], nameTradewind), (*sample).cpu), collect(r.of(pair[1], nameTradewind), (*sample).cpu)
 		if signed.median == 0 || plain.median == 0 {
