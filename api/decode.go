@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"unicode/utf8"
 )
@@ -35,6 +36,9 @@ func decodeJSON(b []byte, v any, l *loan) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
+		if path, names, ok := unknownField(b, reflect.TypeOf(v)); ok {
+			return fieldProblem(path, "unknown_field", "there is no such field; there are: %s", names)
+		}
 		return badJSON(err)
 	}
 	if _, err := d.Token(); err != io.EOF {
