@@ -71,4 +71,9 @@
 // the engine stops in order and its queue passes queue.Verify.
 //
 // go test ./test -rewrite puts the events that came into the files, for review.
+//
+// # Stores of earlier releases
+//
+// testdata/format-N.tar.gz is a data directory as the first release with format N
+// left it. The present code must read it whole; -write makes one for a new N.
 package test
