@@ -277,9 +277,7 @@ func TestFlippedByteIsNeverDeliveredAltered(t *testing.T) {
 	t.Parallel()
 	n := *flips
 	if n == 0 {
-		if n = 100; testing.Short() {
-			n = 6
-		}
+		n = int(shortened(100, 6, 3))
 	}
 	w := newRotted(t)
 	seed := fromEnv(t, "TRADEWIND_ROT_SEED", rand.Uint64N(1<<32))

@@ -152,9 +152,7 @@ func TestNoFileOperationMayFailWithALieOrAHang(t *testing.T) {
 	t.Parallel()
 	step := int64(*faultStep)
 	if step == 0 {
-		if step = 5; testing.Short() {
-			step = 37
-		}
+		step = int64(shortened(5, 37, 149))
 	}
 	run := func(n int64, sticky bool) (ops int64, err error) {
 		s := newStorm(1)

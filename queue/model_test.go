@@ -29,16 +29,19 @@ func fromEnv(t *testing.T, name string, def uint64) uint64 {
 	return n
 }
 
-// shortened is how much of a random test to run. With -short, which goes with the
-// race detector, that is little: built for it, Pebble checks its own invariants at
-// every step, and a storm of a third of a second takes half a minute. What the
-// detector finds it finds in the first of many runs that are alike; the full
-// numbers are what make test runs.
-func shortened(full, short uint64) uint64 {
-	if testing.Short() {
-		return short
+// shortened is how much of a random test to run: full, or short with -short, or
+// raced with -short under the race detector. Built for that, Pebble checks its own
+// invariants at every step, and a storm of a third of a second takes half a minute.
+// What the detector finds it finds in the first of many runs that are alike; the
+// full numbers are what make test runs.
+func shortened(full, short, raced uint64) uint64 {
+	switch {
+	case !testing.Short():
+		return full
+	case underRace:
+		return raced
 	}
-	return full
+	return short
 }
 
 // runLength is how many steps one model run takes before its queue is drained.
@@ -167,7 +170,7 @@ func (s step) String() string {
 // TRADEWIND_MODEL_SEED for the runs from one seed on.
 func TestQueueBehavesAsTheModelOverAMillionOperations(t *testing.T) {
 	t.Parallel()
-	ops := fromEnv(t, "TRADEWIND_MODEL_OPS", shortened(1_000_000, 16_000))
+	ops := fromEnv(t, "TRADEWIND_MODEL_OPS", shortened(1_000_000, 16_000, 8_000))
 	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
 	t.Logf("%d operations, seeds from %d", ops, first)
 	const workers = 4
@@ -199,13 +202,14 @@ func TestQueueBehavesAsTheModelWithItsOwnTimers(t *testing.T) {
 	t.Parallel()
 	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
 	t.Logf("seeds from %d", first)
-	for seed := first; seed < first+shortened(6, 1); seed++ {
+	steps := int(shortened(runLength, runLength, 300))
+	for seed := first; seed < first+shortened(6, 1, 1); seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			pass := func(d time.Duration) {
 				time.Sleep(d)
 				synctest.Wait()
 			}
-			if n, err := runModel(seed, modelSteps(seed, runLength), pass); err != nil {
+			if n, err := runModel(seed, modelSteps(seed, steps), pass); err != nil {
 				t.Errorf("seed %d, step %d: %v", seed, n, err)
 			}
 		})

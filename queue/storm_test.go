@@ -475,7 +475,7 @@ func (s *storm) drain() error {
 // TRADEWIND_POWER_SEED for given ones.
 func TestPowerLossAtAnyFileOperationLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
-	want := int(fromEnv(t, "TRADEWIND_POWER_CUTS", shortened(300, 20)))
+	want := int(fromEnv(t, "TRADEWIND_POWER_CUTS", shortened(300, 20, 5)))
 	seed := fromEnv(t, "TRADEWIND_POWER_SEED", rand.Uint64N(1<<32))
 	t.Logf("%d power cuts, seeds from %d", want, seed)
 	var sum stormTally
@@ -530,7 +530,7 @@ func (fs lyingFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.
 // TestPowerLossHarnessNoticesADiskThatDoesNotSync is the test of the test.
 func TestPowerLossHarnessNoticesADiskThatDoesNotSync(t *testing.T) {
 	t.Parallel()
-	tries := int(shortened(20, 4))
+	tries := int(shortened(20, 4, 4))
 	noticed := 0
 	for seed := range uint64(tries) {
 		synctest.Test(t, func(t *testing.T) {
@@ -555,13 +555,14 @@ func TestPowerLossHarnessNoticesADiskThatDoesNotSync(t *testing.T) {
 func TestConcurrentUseKeepsTheQueueConsistent(t *testing.T) {
 	t.Parallel()
 	seed := fromEnv(t, "TRADEWIND_STORM_SEED", rand.Uint64N(1<<32))
-	rounds := int(fromEnv(t, "TRADEWIND_STORM_ROUNDS", shortened(10, 1)))
+	rounds := int(fromEnv(t, "TRADEWIND_STORM_ROUNDS", shortened(10, 1, 1)))
+	ops := int(shortened(1000, 1000, 500))
 	t.Logf("seeds from %d", seed)
 	for i := range uint64(rounds) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStorm(seed + i)
 			for range 3 {
-				if err := s.session(0, 1000); err != nil {
+				if err := s.session(0, ops); err != nil {
 					t.Fatalf("seed %d: %v", seed+i, err)
 				}
 			}
