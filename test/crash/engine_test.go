@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -23,13 +24,33 @@ import (
 	"github.com/tradewind-mta/tradewind/store"
 )
 
-// build compiles the binary under test.
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "tradewind")
+// binDir is where this run has the binary under test.
+func binDir() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("tradewind-crash-%d", os.Getpid()))
+}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	os.RemoveAll(binDir()) // what is left of it is in the way of nobody
+	os.Exit(status)
+}
+
+// compile makes the binary under test, once for all tests.
+var compile = sync.OnceValues(func() (string, error) {
+	bin := filepath.Join(binDir(), "tradewind")
 	out, err := exec.Command("go", "build", "-o", bin, "../../cmd/tradewind").CombinedOutput()
 	if err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// build returns the binary under test.
+func build(t *testing.T) string {
+	t.Helper()
+	bin, err := compile()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return bin
 }
