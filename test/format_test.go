@@ -313,7 +313,11 @@ func TestStoreOfEarlierReleaseIsReadWhole(t *testing.T) {
 			t.Errorf("%d messages came within the hour, want the two that were deferred", n)
 		}
 		w.admin("DELETE", "/v1/suspensions?apply=true", `{"domain":"held.example"}`, 200, nil)
-		time.Sleep(48 * time.Hour)
+		time.Sleep(time.Minute)
+		w.stop() // two days of an engine that has nothing to do are dear under the race detector
+		time.Sleep(47 * time.Hour)
+		w.start()
+		time.Sleep(time.Hour)
 		w.checkFormatMail(true)
 		w.json("acme", apiAddr, "POST", "/v1/messages", strings.Replace(formatBody(0), "delivered@", "suppressed@", 1), "", http.StatusAccepted, nil)
 		if n := len(w.events(url.Values{"type": {"message.suppressed"}})); n != 2 {
