@@ -26,21 +26,31 @@ type health struct {
 }
 
 type outage struct {
-	until time.Time
-	pause time.Duration
+	until  time.Time
+	pause  time.Duration
+	trying bool // somebody finds out whether it is over; others wait until then
 }
 
+// sourceTrial is how long whoever finds out is left alone. An address that is not
+// there is refused at once, so it need not be long.
+const sourceTrial = 2 * time.Second
+
 // denies returns the refusal of a connection from a source that is out, nil when
-// it may be tried.
+// it may be tried: by one lane when the pause is over, not by all of them.
 func (h *health) denies(source string, now time.Time) *throttle.Grant {
 	if h.missing.Load() == 0 {
 		return nil
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if o := h.down[source]; o != nil && o.until.After(now) {
+	o := h.down[source]
+	switch {
+	case o == nil:
+		return nil
+	case o.until.After(now):
 		return &throttle.Grant{At: o.until, Limit: throttle.LimitSuspended, Scope: throttle.ScopeSource}
 	}
+	o.trying, o.until = true, now.Add(sourceTrial)
 	return nil
 }
 
@@ -56,9 +66,10 @@ func (h *health) fail(source string, now time.Time) (until time.Time, first bool
 		o = &outage{pause: sourcePause}
 		h.down[source] = o
 		h.missing.Store(int64(len(h.down)))
-	} else if !o.until.After(now) { // not one of several that fail together
+	} else if o.trying {
+		o.trying, o.until = false, now
 		o.pause = min(2*o.pause, maxSourcePause)
-	}
+	} // else one of several that failed together
 	o.until = later(o.until, now.Add(o.pause))
 	return o.until, first
 }
