@@ -52,7 +52,7 @@ func (m *Manager) bringBackSome(now, from time.Time, done int) (n int, err error
 	m.moves.Lock()
 	b.OnVisible(m.moves.Unlock)
 	earliest := now.Add(first)
-	err = m.db.Each(store.DueFrom(from), func(k, v []byte) (bool, error) {
+	_, err = m.db.EachReadable(store.DueFrom(from), func(k, v []byte) (bool, error) {
 		_, id, number, err := store.ParseDueKey(k)
 		if err != nil {
 			return false, err

@@ -63,10 +63,11 @@ func (m *Manager) WaitingOf(tenant string) int {
 // anything is accepted.
 func (c *counts) open(db *store.DB) error {
 	v, err := db.Get(store.WaitingKey())
-	if err != nil {
+	damaged := store.IsDamage(err)
+	if err != nil && !damaged {
 		return err
 	}
-	if v != nil {
+	if v != nil || damaged { // what cannot be read is counted anew
 		// It goes into the log ahead of every change that makes it untrue.
 		b := db.NewBatch(0)
 		defer b.Close()

@@ -74,7 +74,11 @@ func (m *Manager) reclaim(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	if err := m.db.Compact(ctx, span); err != nil && !errors.Is(err, context.Canceled) {
+	err := m.db.Compact(ctx, span)
+	switch {
+	case store.IsDamage(err): // the space stays in use; mail goes on
+		m.deps.Logger.Error("space cannot be given back: a table is damaged", "err", err)
+	case err != nil && !errors.Is(err, context.Canceled):
 		return fmt.Errorf("queue: reclaim: %w", err)
 	}
 	return nil
