@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -47,7 +48,51 @@ func (db *DB) readDamaged(err error) {
 			return
 		}
 	}
+	if number == "" {
+		number = "one of the blob files"
+	}
 	db.noteDamage(number, err.Error())
+}
+
+// blobDamage turns a panic of Pebble's into the error it stands for: a blob file
+// whose first or last bytes are damaged cannot be opened, and up to v2.1.7 Pebble
+// then fails to name the file instead of returning what it found.
+func blobDamage(err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if text, ok := p.(string); !ok || !strings.HasPrefix(text, "unknown metadata type") {
+		panic(p)
+	}
+	*err = fmt.Errorf("a blob file cannot be opened: %w", pebble.ErrCorruption)
+}
+
+// closePebble closes the database. Where a blob file could not be opened Pebble
+// keeps count of a reader that never was, and panics over it at the end, when all
+// there is to do has been done.
+func (db *DB) closePebble() (err error) {
+	defer func() {
+		p := recover()
+		switch {
+		case p == nil:
+		case db.DamageMet() > 0 && p == "element has outstanding references":
+			db.log.Warn("closed with readers of a damaged file left", "panic", p)
+		default:
+			panic(p)
+		}
+	}()
+	return db.p.Close()
+}
+
+func (db *DB) get(key []byte) (v []byte, closer io.Closer, err error) {
+	defer blobDamage(&err)
+	return db.p.Get(key)
+}
+
+func (it *Iter) value() (v []byte, err error) {
+	defer blobDamage(&err)
+	return it.ValueAndErr()
 }
 
 func (db *DB) noteDamage(path, details string) {

@@ -244,7 +244,7 @@ func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
 	if err := db.Err(); err != nil {
 		return nil, err
 	}
-	v, closer, err := db.p.Get(key)
+	v, closer, err := db.get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
 	}
@@ -287,7 +287,7 @@ func (db *DB) Each(s Span, fn func(key, value []byte) (bool, error)) (err error)
 		}
 	}()
 	for ok := it.First(); ok; ok = it.Next() {
-		v, err := it.ValueAndErr()
+		v, err := it.value()
 		if err != nil {
 			return fmt.Errorf("store: read %s: %w", db.kind, db.readFailed(err))
 		}
@@ -373,7 +373,7 @@ func (db *DB) Close() error {
 			return err
 		}
 		db.opened.Store(false) // from here on errors are returned
-		return db.p.Close()
+		return db.closePebble()
 	})
 	if err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
