@@ -1,7 +1,6 @@
 package app
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/throttle"
 )
@@ -25,23 +23,8 @@ func TestComplaintsThatComeLaterPullTheBrake(t *testing.T) {
 	if err := os.WriteFile(rules, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := configs.Parse("test", fmt.Appendf(nil, "hostname = \"mta.example\"\ndata_dir = \"data\"\n[shaping]\nfiles = [%q]\n", rules))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := New(cfg, Options{FS: vfs.NewMem(), Memory: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(ctx) }()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
+	a, stop := life(t, vfs.NewMem(), fmt.Sprintf("hostname = \"mta.example\"\ndata_dir = \"data\"\n[shaping]\nfiles = [%q]\n", rules))
+	defer stop()
 	lane := a.throttle.Lane(throttle.Target{Source: "default", Pool: "default", Site: "x.example", Domain: "x.example"})
 	defer lane.Close()
 	var events []*message.Event

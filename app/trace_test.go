@@ -1,17 +1,16 @@
 package app
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"net/smtp"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/mta"
 	"github.com/tradewind-mta/tradewind/mta/loadgen"
 )
@@ -31,7 +30,7 @@ func TestTraceShowsADialogueAndEndsWithTheEngine(t *testing.T) {
 	go sink.Serve(l)
 	defer sink.Shutdown(t.Context())
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	cfg, err := configs.Parse("test", fmt.Appendf(nil, `
+	a, stop := life(t, vfs.NewMem(), fmt.Sprintf(`
 hostname = "mta.example"
 data_dir = "data"
 [[smtp]]
@@ -50,29 +49,10 @@ domains = ["*"]
 next_hops = ["localhost:%s"]
 tls = "off"
 `, port, port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := New(cfg, Options{FS: vfs.NewMem(), Memory: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(ctx) }()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
+	stop = sync.OnceFunc(stop)
+	defer stop()
 
-	// Not the test's context: the stream is to end because the engine does.
-	req, err := http.NewRequestWithContext(context.WithoutCancel(ctx), "GET", "http://"+a.HTTPAddr("admin").String()+"/v1/trace?host=LOCALHOST", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.Get("http://" + a.HTTPAddr("admin").String() + "/v1/trace?host=LOCALHOST")
 	if err != nil {
 		t.Fatal(err)
 	}

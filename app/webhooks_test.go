@@ -1,7 +1,6 @@
 package app
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -40,29 +39,6 @@ next_hops = ["127.0.0.1:1"]
 tls = "off"
 `
 
-// life runs an engine on fs until the returned function is called.
-func life(t *testing.T, fs vfs.FS) (a *App, stop func()) {
-	t.Helper()
-	cfg, err := configs.Parse("test", []byte(webhookConfig))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err = New(cfg, Options{FS: fs, Memory: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(ctx) }()
-	return a, func() {
-		t.Helper()
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // TestWebhookGetsSignedEventsAlsoAfterARestart makes a webhook, has it told of
 // mail in two lives of the engine, and removes it.
 func TestWebhookGetsSignedEventsAlsoAfterARestart(t *testing.T) {
@@ -81,7 +57,7 @@ func TestWebhookGetsSignedEventsAlsoAfterARestart(t *testing.T) {
 	}))
 	defer srv.Close()
 	fs := vfs.NewMem()
-	a, stop := life(t, fs)
+	a, stop := life(t, fs, webhookConfig)
 	hook, err := a.hooks.Add(t.Context(), configs.DefaultTenant, api.Webhook{URL: srv.URL, Types: []message.EventType{message.EventAccepted}})
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +89,7 @@ func TestWebhookGetsSignedEventsAlsoAfterARestart(t *testing.T) {
 	}
 	send("a@example.net")
 	stop()
-	a, stop = life(t, fs)
+	a, stop = life(t, fs, webhookConfig)
 	send("b@example.net")
 
 	list, err := a.hooks.List(t.Context(), configs.DefaultTenant)
@@ -130,7 +106,7 @@ func TestWebhookGetsSignedEventsAlsoAfterARestart(t *testing.T) {
 		t.Error(err)
 	}
 	stop()
-	a, stop = life(t, fs)
+	a, stop = life(t, fs, webhookConfig)
 	defer stop()
 	if list, err := a.hooks.List(t.Context(), ""); err != nil || len(list) > 0 {
 		t.Errorf("after the removal: %+v, %v", list, err)
@@ -141,7 +117,7 @@ func TestWebhookGetsSignedEventsAlsoAfterARestart(t *testing.T) {
 // what is stored.
 func TestWebhooksBelongToTheirTenantAndAreCounted(t *testing.T) {
 	t.Parallel()
-	a, stop := life(t, vfs.NewMem())
+	a, stop := life(t, vfs.NewMem(), webhookConfig)
 	defer stop()
 	ctx := t.Context()
 	var first api.Webhook
