@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/dkim"
 )
 
@@ -61,6 +62,14 @@ var errUsage = errors.New("usage")
 type usageError string
 
 func (e usageError) Error() string { return string(e) }
+
+// loadConfig reads the configuration that -c names.
+func loadConfig(file string) (*configs.Config, error) {
+	if file == "" {
+		return nil, usageError("-c FILE is missing")
+	}
+	return configs.Load(file)
+}
 
 func commands() []command {
 	return []command{

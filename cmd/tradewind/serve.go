@@ -27,10 +27,7 @@ func serve(ctx context.Context, c *call) error {
 	if err := c.parse(); err != nil {
 		return err
 	}
-	if *file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
 		return err
 	}
@@ -147,10 +144,7 @@ func check(_ context.Context, c *call) error {
 	if err := c.parse(); err != nil {
 		return err
 	}
-	if *file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
 		return problems(c.stderr, err)
 	}

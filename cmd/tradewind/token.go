@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/tradewind-mta/tradewind/app"
-	"github.com/tradewind-mta/tradewind/configs"
 )
 
 // tokenRotate puts a new key in front of those that tokens are sealed with.
@@ -15,10 +14,7 @@ func tokenRotate(_ context.Context, c *call) error {
 	if err := c.parse(); err != nil {
 		return err
 	}
-	if *file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
 		return err
 	}

@@ -444,10 +444,7 @@ func dkimCheck(ctx context.Context, c *call) error {
 	if err := c.parse(); err != nil {
 		return err
 	}
-	if *file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
 		return err
 	}

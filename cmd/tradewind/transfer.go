@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/event"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/queue"
@@ -18,10 +17,7 @@ import (
 
 // withSpool opens the spool of a stopped engine for fn.
 func withSpool(file string, fn func(*store.DB) error) error {
-	if file == "" {
-		return usageError("-c FILE is missing")
-	}
-	cfg, err := configs.Load(file)
+	cfg, err := loadConfig(file)
 	if err != nil {
 		return err
 	}
