@@ -2,15 +2,18 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable/blob"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // damage collects what Pebble has found that is not what was written.
@@ -54,45 +57,32 @@ func (db *DB) readDamaged(err error) {
 	db.noteDamage(number, err.Error())
 }
 
-// blobDamage turns a panic of Pebble's into the error it stands for: a blob file
-// whose first or last bytes are damaged cannot be opened, and up to v2.1.7 Pebble
-// then fails to name the file instead of returning what it found.
-func blobDamage(err *error) {
-	p := recover()
-	if p == nil {
-		return
+// damagedBlob is the error of a blob file whose end is not what was written, so
+// that it cannot be opened. It is not marked as Pebble's corruption: see
+// guardedFS.Open.
+type damagedBlob struct {
+	file string
+	err  error
+}
+
+// Error tells what is wrong with the file.
+func (e *damagedBlob) Error() string { return fmt.Sprintf("blob file %s: %v", e.file, e.err) }
+
+// checkBlob returns a *damagedBlob if name cannot be opened as a blob file.
+func checkBlob(fs vfs.FS, name string) error {
+	f, err := fs.Open(name)
+	if err != nil {
+		return err
 	}
-	if text, ok := p.(string); !ok || !strings.HasPrefix(text, "unknown metadata type") {
-		panic(p)
+	r, err := objstorageprovider.NewFileReadable(f, fs, objstorageprovider.NewReadaheadConfig(), name)
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
-	*err = fmt.Errorf("a blob file cannot be opened: %w", pebble.ErrCorruption)
-}
-
-// closePebble closes the database. Where a blob file could not be opened Pebble
-// keeps count of a reader that never was, and panics over it at the end, when all
-// there is to do has been done.
-func (db *DB) closePebble() (err error) {
-	defer func() {
-		p := recover()
-		switch {
-		case p == nil:
-		case db.DamageMet() > 0 && p == "element has outstanding references":
-			db.log.Warn("closed with readers of a damaged file left", "panic", p)
-		default:
-			panic(p)
-		}
-	}()
-	return db.p.Close()
-}
-
-func (db *DB) get(key []byte) (v []byte, closer io.Closer, err error) {
-	defer blobDamage(&err)
-	return db.p.Get(key)
-}
-
-func (it *Iter) value() (v []byte, err error) {
-	defer blobDamage(&err)
-	return it.ValueAndErr()
+	_, err = blob.NewFileReader(context.Background(), r, blob.FileReaderOptions{})
+	if pebble.IsCorruptionError(err) {
+		err = &damagedBlob{fs.PathBase(name), err}
+	}
+	return errors.Join(err, r.Close())
 }
 
 func (db *DB) noteDamage(path, details string) {

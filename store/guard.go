@@ -9,7 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// guardedFS stands between Pebble and the file system, for two edges of Pebble
+// guardedFS stands between Pebble and the file system, for three edges of Pebble
 // that decide whether mail is lost.
 //
 // It makes the directory durable before a marker is created in it.
@@ -19,6 +19,10 @@ import (
 // likes, a power cut in between can keep the marker and lose the manifest, and
 // the store does not open any more. Drop this with the first release that
 // holds the fix.
+//
+// It looks at a blob file before Pebble does, which up to v2.1.7 panics over one
+// that cannot be opened, a compaction in a goroutine that nobody recovers: the
+// engine would end there after every start.
 //
 // And it keeps goroutines that meet an error of writing where Pebble would
 // panic, some of them with locks in a state that nobody recovers from: the
@@ -54,6 +58,17 @@ func (fs guardedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 		f = fs.db.followManifest(f, name)
 	}
 	return fs.guard(f, err, category)
+}
+
+// Open opens a file to read it. Pebble goes on where a blob file gives an error,
+// as long as that is not one of corruption.
+func (fs guardedFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	if filepath.Ext(name) == ".blob" {
+		if err := checkBlob(fs.FS, name); err != nil {
+			return nil, err
+		}
+	}
+	return fs.FS.Open(name, opts...)
 }
 
 // ReuseForWrite turns an old file into a new one.

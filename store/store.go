@@ -178,7 +178,7 @@ func (db *DB) options(opt *Options) *pebble.Options {
 	// Pebble would try a flush that fails again for ever, while commits wait.
 	// What is corrupt stays so after a restart: there nothing is gained.
 	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
-		if !pebble.IsCorruptionError(err) {
+		if !IsDamage(err) {
 			db.die(fmt.Errorf("background: %w", err))
 		}
 	}, DataCorruption: db.damaged}
@@ -244,7 +244,7 @@ func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
 	if err := db.Err(); err != nil {
 		return nil, err
 	}
-	v, closer, err := db.get(key)
+	v, closer, err := db.p.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
 	}
@@ -287,7 +287,7 @@ func (db *DB) Each(s Span, fn func(key, value []byte) (bool, error)) (err error)
 		}
 	}()
 	for ok := it.First(); ok; ok = it.Next() {
-		v, err := it.value()
+		v, err := it.ValueAndErr()
 		if err != nil {
 			return fmt.Errorf("store: read %s: %w", db.kind, db.readFailed(err))
 		}
@@ -313,7 +313,9 @@ func (db *DB) readFailed(err error) error {
 }
 
 // IsDamage reports that err comes from data that is not what was written.
-func IsDamage(err error) bool { return pebble.IsCorruptionError(err) }
+func IsDamage(err error) bool {
+	return pebble.IsCorruptionError(err) || errors.As(err, new(*damagedBlob))
+}
 
 // Metrics is Pebble's view of itself; a dead store has none.
 func (db *DB) Metrics() *pebble.Metrics {
@@ -373,7 +375,7 @@ func (db *DB) Close() error {
 			return err
 		}
 		db.opened.Store(false) // from here on errors are returned
-		return db.closePebble()
+		return db.p.Close()
 	})
 	if err != nil {
 		return fmt.Errorf("store: close %s: %w", db.kind, err)
