@@ -23,11 +23,15 @@ func TestSmallTenantIsNotHeldUpByABigOne(t *testing.T) {
 		defer w.end()
 		var mu sync.Mutex
 		var small int
-		var last time.Time
+		var last, began time.Time
+		sent := make(map[string]int) // by source, with and after the small tenant's
 		for _, addr := range []string{"192.0.2.1", "192.0.2.2"} {
 			w.host(addr, loadgen.SinkConfig{Latency: 20 * time.Millisecond, OnMessage: func(m *loadgen.Received) {
 				mu.Lock()
 				defer mu.Unlock()
+				if !began.IsZero() {
+					sent[m.Client]++
+				}
 				if readSender(m.From).tenant == "small" {
 					small++
 					last = time.Now()
@@ -47,7 +51,9 @@ func TestSmallTenantIsNotHeldUpByABigOne(t *testing.T) {
 		}
 		w.accept(mails("big", big)...)
 		time.Sleep(20 * time.Second)
-		began := time.Now()
+		mu.Lock()
+		began = time.Now()
+		mu.Unlock()
 		w.accept(mails("small", 100)...)
 		time.Sleep(time.Minute)
 		mu.Lock()
@@ -55,6 +61,9 @@ func TestSmallTenantIsNotHeldUpByABigOne(t *testing.T) {
 		fair := 2 * 100 * time.Second / 50 // half of the rate
 		if took := last.Sub(began); small != 100 || took > fair*12/10 {
 			t.Errorf("%d of the small tenant's messages after %v, want 100 within 1.2 x %v", small, took, fair)
+		}
+		if a, b := sent["ip1"], sent["ip2"]; min(a, b) < 50*60*48/100 {
+			t.Errorf("sources of the same weight sent %d and %d of 3,000", a, b)
 		}
 		if w.queue.Stats().Waiting < rest {
 			t.Error("the backlog is gone: the test tests less than it says")

@@ -46,6 +46,7 @@ type lane struct {
 	site   *site
 	source *Source
 	permit *throttle.Lane
+	quiet  func() // ends the notices of permit
 
 	// site.mu protects everything below.
 	buf      fifo[*txn] // leased, for this lane's runners
@@ -55,6 +56,7 @@ type lane struct {
 	capped   bool       // no further connection until notified
 	stopped  bool       // nothing is begun until notified
 	until    time.Time  // nothing is begun before then
+	limited  bool       // until comes from a limit or a hold, and ends with it
 	why      string     // what until or stopped waits for
 	failures int        // connection failures in a row
 
@@ -97,7 +99,7 @@ func (m *MTA) site(key siteKey, domain string, hosts []string, hops []hop) *site
 		l.permit = m.deps.Throttle.Lane(throttle.Target{
 			Source: src.Name, SourceAddr: src.IP(), Pool: key.pool, Site: key.site, Hosts: hosts, Domain: domain,
 		})
-		l.permit.Notify(func() { s.notified(l) })
+		l.quiet = l.permit.Notify(func() { s.notified(l) })
 		s.lanes = append(s.lanes, l)
 	}
 	s.paths = s.lanes
@@ -154,6 +156,7 @@ func (s *site) retire(now time.Time) bool {
 	}
 	s.timer.Stop()
 	for _, l := range s.lanes {
+		l.quiet()
 		l.permit.Close()
 	}
 	s.lanes = nil
@@ -195,12 +198,16 @@ func (s *site) wake() {
 	s.kick(s.m.deps.Now())
 }
 
-// notified is what throttle calls when a permit may be had again.
+// notified is what throttle calls when a permit may be had again, or sooner than
+// it said.
 func (s *site) notified(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l.notices.Add(1)
 	l.capped, l.stopped = false, false
+	if l.limited {
+		l.until, l.limited = time.Time{}, false
+	}
 	s.sched.release()
 	s.kick(s.m.deps.Now())
 }
@@ -214,9 +221,10 @@ func (s *site) wakeBy(t time.Time) {
 	s.timer.Reset(max(0, t.Sub(s.m.deps.Now())))
 }
 
-// kick hands out work and starts runners for it. REQUIRES: s.mu.
+// kick hands out work and starts runners for it. A site that has retired has
+// none, but a notice may still come. REQUIRES: s.mu.
 func (s *site) kick(now time.Time) {
-	if s.m.soft.Err() != nil {
+	if s.m.soft.Err() != nil || s.lanes == nil {
 		return
 	}
 	s.fill(now)
@@ -506,7 +514,9 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 		s.keep(t)
 		s.empty(l)
 	default:
-		l.until, l.why = later(l.until, g.At), g.Limit.String()
+		if at := later(l.until, g.At); at != l.until {
+			l.until, l.why, l.limited = at, g.Limit.String(), true
+		}
 		if g.At.Sub(now) <= inHand {
 			l.putBack(t)
 		} else {
@@ -740,7 +750,7 @@ func (s *site) connectFailed(l *lane, reply string) {
 	}
 	if !l.until.After(now) { // the first of several runners that fail together
 		l.failures++
-		l.until, l.why = now.Add(pause), reply
+		l.until, l.why, l.limited = now.Add(pause), reply, false
 	}
 	l.allowed = slowStart
 	s.empty(l)

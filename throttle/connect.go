@@ -26,13 +26,16 @@ func (l *Lane) connect(now time.Time, mx netip.Addr, dry bool) Grant {
 	v.slot(l.sn.busy, eff.val[KeySourceConnections], LimitSourceConnections)
 	v.slot(g.all.busy, eff.val[KeyProviderConnections], LimitProviderConnections)
 	v.meter(&l.n.connects, eff.val[KeyConnectionRate], at, 1, LimitConnectionRate)
-	v.meter(&l.sn.connects, eff.val[KeySourceConnectionRate], at, 1, LimitConnectionRate)
-	v.meter(&g.all.connects, eff.val[KeyProviderConnectionRate], at, 1, LimitConnectionRate)
+	v.shared(&l.sn.connects, eff.val[KeySourceConnectionRate], at, LimitConnectionRate, &l.connecting, dry)
+	v.shared(&g.all.connects, eff.val[KeyProviderConnectionRate], at, LimitConnectionRate, &l.connecting, dry)
 
 	mx = mx.Unmap()
 	if mx.IsValid() && v.limit == LimitNone {
 		// Last, so that an address is charged only when all else has room.
 		l.e.takeMX(&v, mx, eff.val[KeyMXConnections], l, dry)
+	}
+	if !dry {
+		v.settle(&l.connecting)
 	}
 	if v.limit != LimitNone || dry {
 		grant := l.refuse(g, at, &v, dry)

@@ -112,7 +112,7 @@ type Lane struct {
 	g    atomic.Pointer[group] // changes only under Engine.mu and both groups' mutexes
 	refs int                   // guarded by Engine.mu
 
-	notify atomic.Pointer[func()]
+	notify atomic.Pointer[[]*func()] // replaced under Engine.mu
 
 	// What the provider was found by, kept for reloads.
 	hosts    []string
@@ -133,6 +133,8 @@ type Lane struct {
 	sections   []string // domains with one that do
 	since      int64    // time of the first of a run of refusals, 0: none
 	lost       Limit    // the limit of that run
+	sending    turn     // in line for a transaction
+	connecting turn     // in line for a connection
 }
 
 // Target is a destination as seen from one source.
@@ -194,7 +196,7 @@ func (e *Engine) Lane(t Target) *Lane {
 	}
 	l.refs++
 	r := e.rules.Load()
-	waited := false
+	moved := false
 	if l.g.Load().site != "" && r.byDomain[t.Domain] != nil {
 		// Nobody claims the hosts, but somebody this domain: the provider's
 		// rules hold for all that goes there, whichever domain came first.
@@ -203,9 +205,10 @@ func (e *Engine) Lane(t Target) *Lane {
 		from, to := l.g.Load(), e.groupOf(p, key.site)
 		from.mu.Lock()
 		to.mu.Lock()
-		waited = l.move(to, p, r, e.ns(e.opt.Now()))
+		l.move(to, p, r, e.ns(e.opt.Now()))
 		to.mu.Unlock()
 		from.mu.Unlock()
+		moved = true
 	}
 	if len(r.domains) > 0 {
 		g := l.g.Load()
@@ -214,7 +217,7 @@ func (e *Engine) Lane(t Target) *Lane {
 		g.mu.Unlock()
 	}
 	e.mu.Unlock()
-	if waited {
+	if moved {
 		wake([]*Lane{l})
 	}
 	return l
@@ -378,10 +381,31 @@ func (l *Lane) TLS(domain string) (TLS, *Origin) {
 	return TLSUnset, nil
 }
 
-// Notify sets the function that is called, without locks held, when a lane
-// whose permit was refused without a time may ask again: once per run of
-// refusals. It must not block.
-func (l *Lane) Notify(fn func()) { l.notify.Store(&fn) }
+// Notify adds a function that is called, without locks held, when a lane whose
+// permit was refused without a time may ask again, once per run of refusals, or
+// when one that was told a time may ask sooner. It must not block. The lane may
+// have several users, such as pools that have the source in common. Stop ends
+// it; a call may be under way then.
+func (l *Lane) Notify(fn func()) (stop func()) {
+	l.e.mu.Lock()
+	defer l.e.mu.Unlock()
+	l.setNotify(append(l.notified(), &fn))
+	return func() {
+		l.e.mu.Lock()
+		defer l.e.mu.Unlock()
+		l.setNotify(slices.DeleteFunc(l.notified(), func(f *func()) bool { return f == &fn }))
+	}
+}
+
+// notified returns a copy of the functions to call.
+func (l *Lane) notified() []*func() {
+	if list := l.notify.Load(); list != nil {
+		return slices.Clone(*list)
+	}
+	return nil
+}
+
+func (l *Lane) setNotify(list []*func()) { l.notify.Store(&list) }
 
 // Policy is what the rules ask of connections that carry mail for a domain to
 // these hosts, before a source is chosen. It changes with a reload.

@@ -157,6 +157,27 @@ func TestWaitingLaneIsNotifiedOnceWhenASlotIsFree(t *testing.T) {
 	}
 }
 
+func TestEveryUserOfALaneIsNotified(t *testing.T) {
+	t.Parallel()
+	eng := engine(t, "[default]\nconnections = 1\n")
+	target := Target{Source: "ip1", Site: "s"}
+	var calls [3]int
+	var stop [3]func()
+	l := eng.Lane(target)
+	for i := range calls {
+		stop[i] = eng.Lane(target).Notify(func() { calls[i]++ })
+	}
+	stop[1]()
+	first := l.Connect(epoch, mxAddr)
+	if g := l.Connect(epoch, mxAddr); g.OK {
+		t.Fatal("two connections, want one")
+	}
+	first.Release()
+	if calls != [3]int{1, 0, 1} {
+		t.Errorf("notified %v times, want all but the one that stopped", calls)
+	}
+}
+
 func TestOneAddressIsCountedOverAllSites(t *testing.T) {
 	t.Parallel()
 	eng := engine(t, "[default]\nmx_connections = 2\n")

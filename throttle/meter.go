@@ -5,8 +5,9 @@ import "slices"
 // meter is the state of one rate key: a list of up to maxRates rates that all
 // have to agree.
 type meter struct {
-	v *Value // the setting t belongs to
-	t [maxRates]tat
+	v    *Value // the setting t belongs to
+	t    [maxRates]tat
+	line line // who waits for a permit, if several may
 }
 
 // next returns the earliest time at which n more fit; not after now means at
@@ -50,6 +51,9 @@ func (m *meter) adopt(v *Value, now int64) {
 	}
 	clear(m.t[len(v.Rates):])
 	m.v = v
+	for m.line.first != nil {
+		m.line.first.leave() // what they were told was under the old rates
+	}
 }
 
 // idle reports whether the meter would grant its whole burst at now, so that
@@ -76,6 +80,7 @@ type verdict struct {
 	rule  *Origin
 	scope Scope // of a hold or a suspension
 	max   int64 // recipients that would do
+	line  *line // of the rate that at comes from, if lanes share it
 }
 
 // time records that a rate or hold has room only at the given time.
@@ -86,14 +91,14 @@ func (v *verdict) time(at, now int64, l Limit, rule *Origin) {
 // held is time for a hold or a suspension of some scope.
 func (v *verdict) held(at, now int64, l Limit, rule *Origin, scope Scope) {
 	if at > now && at > v.at && !v.full {
-		v.at, v.limit, v.rule, v.scope = at, l, rule, scope
+		v.at, v.limit, v.rule, v.scope, v.line = at, l, rule, scope, nil
 	}
 }
 
 // stop records that nothing goes until somebody says so.
 func (v *verdict) stop(l Limit, rule *Origin, scope Scope) {
 	if !v.full {
-		v.full, v.limit, v.rule, v.scope = true, l, rule, scope
+		v.full, v.limit, v.rule, v.scope, v.line = true, l, rule, scope, nil
 	}
 }
 
@@ -102,6 +107,29 @@ func (v *verdict) meter(m *meter, set *Value, now, n int64, l Limit) {
 	if set != nil {
 		v.time(m.next(set, now, n), now, l, &set.Origin)
 	}
+}
+
+// shared is meter for a rate that other lanes use as well: they stand in line.
+func (v *verdict) shared(m *meter, set *Value, now int64, l Limit, t *turn, dry bool) {
+	if set == nil {
+		return
+	}
+	at := m.next(set, now, 1)
+	if at <= now {
+		at = m.line.free(t, now, set.grace(), dry)
+	}
+	if v.time(at, now, l, &set.Origin); at > now && v.at == at && !v.full {
+		v.line = &m.line
+	}
+}
+
+// settle ends or keeps the lane's place in line, as the verdict came out.
+func (v *verdict) settle(t *turn) {
+	if v.line == nil {
+		t.leave()
+		return
+	}
+	t.wait(v.line, v.at)
 }
 
 // slot records that busy of a count are in use.

@@ -45,7 +45,7 @@ func NewRate(n int64, per time.Duration, burst int64) (Rate, error) {
 	case burst < 1 || burst > n:
 		return Rate{}, fmt.Errorf("burst %d is not between 1 and %d", burst, n)
 	}
-	late := int64(min(slack, per/200))
+	late := lateness(per)
 	r := Rate{N: n, Per: per, Burst: burst}
 	// Rounded up: rounding down would let one too many into the window. The
 	// burst was bounded by n, so tau stays below the longest period.
@@ -53,6 +53,9 @@ func NewRate(n int64, per time.Duration, burst int64) (Rate, error) {
 	r.tau = (burst-1)*r.interval + late
 	return r, nil
 }
+
+// lateness is how many nanoseconds late a caller may come under a rate over per.
+func lateness(per time.Duration) int64 { return int64(min(slack, per/200)) }
 
 // ParseRate reads "100/s", "5000/h", "1/90s" or "200/min burst 20". Units are
 // s, min, h and d, or a Go duration.

@@ -1,6 +1,9 @@
 package throttle
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // Reload puts new rules in force, at one instant for all lanes: if they moved
 // one by one, a provider that got a new name would be counted in two places
@@ -10,7 +13,6 @@ import "slices"
 // has under way, for the seconds they last.
 func (e *Engine) Reload(r *Rules) {
 	now := e.ns(e.opt.Now())
-	var woken []*Lane
 	e.mu.Lock()
 	e.rules.Store(r)
 	locked := map[*group]bool{}
@@ -27,11 +29,10 @@ func (e *Engine) Reload(r *Rules) {
 		p := r.provider(l.hosts, l.addrs, l.domain)
 		to := e.groupOf(p, l.key.site)
 		lock(to) // it may be new
-		if l.move(to, p, r, now) {
-			// The slot it waits for may have come with the new rules.
-			woken = append(woken, l)
-		}
+		l.move(to, p, r, now)
 	}
+	// What they wait for may have come with the new rules.
+	woken := slices.Collect(maps.Values(e.lanes))
 	for g := range locked {
 		g.mu.Unlock()
 	}
@@ -39,28 +40,28 @@ func (e *Engine) Reload(r *Rules) {
 	wake(woken)
 }
 
-// move puts a lane under rules, in the group they lead it to, and reports
-// whether it was waiting and has to be woken. REQUIRES: e.mu and the mutexes of
-// both groups. Groups are locked together only under e.mu, so their order does
-// not matter.
-func (l *Lane) move(to *group, p *Provider, r *Rules, now int64) (waited bool) {
+// move puts a lane under rules, in the group they lead it to. REQUIRES: e.mu and
+// the mutexes of both groups. Groups are locked together only under e.mu, so
+// their order does not matter.
+func (l *Lane) move(to *group, p *Provider, r *Rules, now int64) {
 	g := l.g.Load()
 	l.resection(r)
-	waited, l.waiting = l.waiting, false
-	if waited {
+	if l.waiting {
+		l.waiting = false
 		g.waiting = slices.DeleteFunc(g.waiting, func(w *Lane) bool { return w == l })
 	}
 	if to == g {
 		l.p, l.rules = p, r
 		l.eff = r.effective(p, "", l.key.source)
-		return waited
+		return
 	}
+	l.sending.leave()
+	l.connecting.leave()
 	l.sn.busy -= l.n.busy
 	g.all.busy -= l.n.busy
 	g.lanes--
 	to.now = max(to.now, now, g.now)
 	l.join(to, p, r)
-	return waited
 }
 
 // resection sorts the domains seen by whether the new rules have a section for
@@ -76,8 +77,10 @@ func (l *Lane) resection(r *Rules) {
 // wake calls the lanes' notify functions. REQUIRES: no lock is held.
 func wake(lanes []*Lane) {
 	for _, l := range lanes {
-		if fn := l.notify.Load(); fn != nil {
-			(*fn)()
+		if list := l.notify.Load(); list != nil {
+			for _, fn := range *list {
+				(*fn)()
+			}
 		}
 	}
 }

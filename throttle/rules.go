@@ -45,6 +45,16 @@ type Value struct {
 	key Key
 }
 
+// grace is how many nanoseconds the first in line may come late: no later than
+// does no harm to the rates, and no later than when the next permit is due.
+func (v *Value) grace() int64 {
+	least := int64(slack)
+	for i := range v.Rates {
+		least = min(least, lateness(v.Rates[i].Per), v.Rates[i].interval)
+	}
+	return least
+}
+
 // String is the value as it would read in the file.
 func (v *Value) String() string {
 	if v == nil || v.None {

@@ -66,8 +66,8 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		domainConns = eff.val[KeyConnections]
 	}
 	v.meter(&l.n.messages, laneRate, at, 1, LimitRate)
-	v.meter(&l.sn.messages, eff.val[KeySourceRate], at, 1, LimitRate)
-	v.meter(&g.all.messages, eff.val[KeyProviderRate], at, 1, LimitProviderRate)
+	v.shared(&l.sn.messages, eff.val[KeySourceRate], at, LimitRate, &l.sending, dry)
+	v.shared(&g.all.messages, eff.val[KeyProviderRate], at, LimitProviderRate, &l.sending, dry)
 	v.meter(&l.recipients, eff.val[KeyRecipientRate], at, n, LimitRecipientRate)
 
 	var shares [4]*node
@@ -102,6 +102,9 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 	warm := l.warming(&v, at, n)
 	l.e.brake.take(&v, at, m, dry)
 
+	if !dry {
+		v.settle(&l.sending)
+	}
 	if v.limit != LimitNone || dry {
 		grant := l.refuse(g, at, &v, dry)
 		g.mu.Unlock()

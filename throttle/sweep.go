@@ -25,6 +25,8 @@ func (e *Engine) Sweep(now time.Time) []*message.Event {
 		g.mu.Lock()
 		if l.n.idle(at) && l.recipients.idle(at) && !l.waiting {
 			delete(e.lanes, key)
+			l.sending.leave()
+			l.connecting.leave()
 			g.lanes--
 		}
 		g.mu.Unlock()
