@@ -134,15 +134,17 @@ func (o *observer) began(source, from string) (over func()) {
 	o.passed("campaign_rate", s.tenant+"/"+s.campaign, 1)
 	o.passed("sender_domain_rate", s.domain, 1)
 	o.enter("tenant_concurrency", s.tenant)
+	o.enter("campaign_concurrency", s.tenant+"/"+s.campaign)
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.leave("tenant_concurrency", s.tenant)
+		o.leave("campaign_concurrency", s.tenant+"/"+s.campaign)
 	}
 }
 
 var (
-	countKeys = []string{"connections", "source_connections", "provider_connections", "mx_connections", "tenant_concurrency", "messages_per_connection", "recipients"}
+	countKeys = []string{"connections", "source_connections", "provider_connections", "mx_connections", "tenant_concurrency", "campaign_concurrency", "messages_per_connection", "recipients"}
 	rateKeys  = []string{
 		"connection_rate", "source_connection_rate", "provider_connection_rate", "rate", "source_rate",
 		"provider_rate", "tenant_rate", "campaign_rate", "sender_domain_rate",

@@ -2,6 +2,7 @@ package mta_test
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -96,6 +97,7 @@ func TestEveryConnectionLimitIsUsed(t *testing.T) {
 		{"mx_connections", 4, 3},
 		{"max_connections", 9, 1},
 		{"tenant_concurrency", 6, 1},
+		{"campaign_concurrency", 4, 1},
 	} {
 		if brief() && c.key != "connections" && c.key != "tenant_concurrency" {
 			continue // the others are counted by the same code
@@ -120,7 +122,7 @@ func TestEveryConnectionLimitIsUsed(t *testing.T) {
 				var mu sync.Mutex
 				site := map[string]string{"192.0.2.1": "a", "192.0.2.2": "", "192.0.2.3": "b"}
 				count := func(n int) { mu.Lock(); defer mu.Unlock(); usage.add(n) }
-				transactions := c.key == "tenant_concurrency"
+				transactions := strings.HasSuffix(c.key, "_concurrency")
 				w.opened = func(source, addr string) {
 					o.connected(source, site[addr], addr)
 					if !transactions {
@@ -207,10 +209,11 @@ func (u *usage) mean() float64 {
 func TestWaitingForAPermitIsNotAsking(t *testing.T) {
 	t.Parallel()
 	for name, rules := range map[string]string{
-		"connections":        "connections = 1\n",
-		"all sources":        "provider_connections = 1\n",
-		"address":            "mx_connections = 1\n",
-		"tenant concurrency": "tenant_concurrency = 1\n",
+		"connections":          "connections = 1\n",
+		"all sources":          "provider_connections = 1\n",
+		"address":              "mx_connections = 1\n",
+		"tenant concurrency":   "tenant_concurrency = 1\n",
+		"campaign concurrency": "campaign_concurrency = 1\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

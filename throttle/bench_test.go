@@ -16,7 +16,7 @@ import (
 func BenchmarkSendObserve(b *testing.B) {
 	for _, c := range []struct{ name, doc string }{
 		{"shipped", ""},
-		{"all-limits", "[default]\nsource_rate = \"1000000/s\"\nprovider_rate = \"1000000/s\"\ntenant_rate = \"1000000/s\"\ncampaign_rate = \"1000000/s\"\nsender_domain_rate = \"1000000/s\"\ntenant_concurrency = 1000\n"},
+		{"all-limits", "[default]\nsource_rate = \"1000000/s\"\nprovider_rate = \"1000000/s\"\ntenant_rate = \"1000000/s\"\ncampaign_rate = \"1000000/s\"\nsender_domain_rate = \"1000000/s\"\ntenant_concurrency = 1000\ncampaign_concurrency = 1000\n"},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			l := benchLane(b, c.doc)

@@ -24,6 +24,7 @@ const (
 	KeyCampaignRate                      // campaign_rate: messages of one campaign of a tenant at the provider
 	KeySenderDomainRate                  // sender_domain_rate: messages of one MAIL FROM domain at the provider
 	KeyTenantConcurrency                 // tenant_concurrency: transactions of one tenant under way at the provider
+	KeyCampaignConcurrency               // campaign_concurrency: transactions of one campaign of a tenant under way at the provider
 	KeyRecipients                        // recipients: per transaction
 	KeyOneDomain                         // one_domain: one recipient domain per transaction
 	KeySilentClose                       // silent_close: the server may close between messages without a word
@@ -75,6 +76,7 @@ var keyTable = [numKeys]keyInfo{
 	KeyCampaignRate:           {name: "campaign_rate", kind: kindRate, noDomain: true, noSource: true},
 	KeySenderDomainRate:       {name: "sender_domain_rate", kind: kindRate, noDomain: true, noSource: true},
 	KeyTenantConcurrency:      {name: "tenant_concurrency", kind: kindCount, noDomain: true, noSource: true},
+	KeyCampaignConcurrency:    {name: "campaign_concurrency", kind: kindCount, noDomain: true, noSource: true},
 	KeyRecipients:             {name: "recipients", kind: kindCount},
 	KeyOneDomain:              {name: "one_domain", kind: kindBool},
 	KeySilentClose:            {name: "silent_close", kind: kindBool},
@@ -122,7 +124,7 @@ const (
 	LimitRecipients                  // too many recipients for one transaction: split
 	LimitDomain                      // the section of one recipient domain
 	LimitTenant                      // tenant_rate or tenant_concurrency
-	LimitCampaign                    // campaign_rate
+	LimitCampaign                    // campaign_rate or campaign_concurrency
 	LimitSenderDomain                // sender_domain_rate
 	LimitBackoff                     // a server asked us to wait, or we probe
 	LimitSuspended                   // an operator, a rule or a brake stopped it

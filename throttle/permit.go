@@ -27,13 +27,13 @@ type Grant struct {
 	// LimitWarmup when some of today's volume is left.
 	Max int
 
-	lane   *Lane
-	g      *group // whose mutex guards the counters below
-	conn   bool
-	mx     netip.Addr
-	tenant *node
-	domain *node
-	holds  *heldBy
+	lane *Lane
+	g    *group // whose mutex guards the counters below
+	conn bool
+	mx   netip.Addr
+	// What a transaction occupies; nil where nothing is limited.
+	tenant, campaign, domain *node
+	holds                    *heldBy
 }
 
 // heldBy lists the holds a permit counts against. They are rare, so a permit
@@ -90,7 +90,8 @@ func (gr *Grant) Release() {
 		return
 	}
 	gr.lane = nil
-	if !gr.conn && gr.tenant == nil && gr.domain == nil && gr.holds == nil {
+	held := gr.tenant != nil || gr.campaign != nil || gr.domain != nil || gr.holds != nil
+	if !gr.conn && !held {
 		return
 	}
 	var woken []*Lane
@@ -114,14 +115,13 @@ func (gr *Grant) Release() {
 			break
 		}
 	}
-	if gr.tenant != nil || gr.domain != nil || gr.holds != nil {
+	if held {
 		g := gr.g
 		g.mu.Lock()
-		if gr.tenant != nil {
-			gr.tenant.busy--
-		}
-		if gr.domain != nil {
-			gr.domain.busy--
+		for _, n := range [...]*node{gr.tenant, gr.campaign, gr.domain} {
+			if n != nil {
+				n.busy--
+			}
 		}
 		gr.holds.release()
 		woken = append(woken, g.drain()...)

@@ -86,13 +86,15 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 			v.slot(t.busy, tenantMax, LimitTenant)
 		}
 	}
-	campaignRate, senderRate := eff.val[KeyCampaignRate], eff.val[KeySenderDomainRate]
-	if campaignRate != nil && m.Campaign != "" {
+	campaignRate, campaignMax := eff.val[KeyCampaignRate], eff.val[KeyCampaignConcurrency]
+	if (campaignRate != nil || campaignMax != nil) && m.Campaign != "" {
 		c := l.e.share(g, &v, at, ScopeCampaign, campaignKey(m.Tenant, m.Campaign), LimitCampaign)
 		if shares[2] = c; c != nil {
 			v.meter(&c.messages, campaignRate, at, 1, LimitCampaign)
+			v.slot(c.busy, campaignMax, LimitCampaign)
 		}
 	}
+	senderRate := eff.val[KeySenderDomainRate]
 	if senderRate != nil && m.SenderDomain != "" {
 		s := l.e.share(g, &v, at, ScopeSenderDomain, m.SenderDomain, LimitSenderDomain)
 		if shares[3] = s; s != nil {
@@ -126,6 +128,8 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 	}
 	if c := shares[2]; c != nil {
 		c.messages.take(campaignRate, at, 1)
+		c.busy++
+		grant.campaign = c
 	}
 	if s := shares[3]; s != nil {
 		s.messages.take(senderRate, at, 1)

@@ -160,7 +160,7 @@ for = "1m"
 
 var stormReplies = []string{"hold source", "hold sender", "slow down", "fewer"}
 
-var countKeys = []string{"connections", "source_connections", "provider_connections", "mx_connections", "messages_per_connection", "tenant_concurrency"}
+var countKeys = []string{"connections", "source_connections", "provider_connections", "mx_connections", "messages_per_connection", "tenant_concurrency", "campaign_concurrency"}
 
 var rateKeys = []string{"connection_rate", "source_connection_rate", "provider_connection_rate", "rate", "source_rate", "provider_rate", "tenant_rate", "campaign_rate", "sender_domain_rate"}
 
@@ -263,6 +263,7 @@ func (k *worker) transact(g Grant) {
 		w.book.t.Fatalf("%d messages on a connection, limit %d", k.sent, n)
 	}
 	w.book.enter("tenant "+k.tenant, w.counts["tenant_concurrency"])
+	w.book.enter("campaign "+k.tenant+" "+k.camp, w.counts["campaign_concurrency"])
 	w.book.count("lane "+k.src+" "+k.site, now, w.rates["rate"])
 	w.book.count("source "+k.src, now, w.rates["source_rate"])
 	w.book.count("provider", now, w.rates["provider_rate"])
@@ -276,6 +277,7 @@ func (k *worker) transact(g Grant) {
 	}
 	w.clock.at(now.Add(time.Duration(w.rng.IntN(40))*time.Millisecond), func() {
 		w.book.leave("tenant " + k.tenant)
+		w.book.leave("campaign " + k.tenant + " " + k.camp)
 		k.observe()
 		g.Release()
 		if w.rng.IntN(30) == 0 {
