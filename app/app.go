@@ -430,7 +430,11 @@ func (a *App) settings(cfg *configs.Config) (mta.Settings, error) {
 		Tenants: map[string]mta.Tenant{},
 	}
 	for _, t := range cfg.Tenant {
-		set.Tenants[t.Name] = mta.Tenant{Weight: t.Weight, Pool: t.Pool, DSN: t.DSN}
+		weights := make(map[string]int, len(t.Campaigns))
+		for _, c := range t.Campaigns {
+			weights[c.Name] = c.Weight
+		}
+		set.Tenants[t.Name] = mta.Tenant{Weight: t.Weight, Campaigns: weights, Pool: t.Pool, DSN: t.DSN}
 	}
 	if len(cfg.DKIM) > 0 {
 		ring, err := dkim.New(SigningConfig(cfg), dkim.Deps{Now: a.opt.Now, Log: a.log, Metrics: a.registry})

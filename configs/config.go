@@ -200,6 +200,8 @@ type Tenant struct {
 	Name string `toml:"name"`
 	// Weight is the share of a contended destination.
 	Weight int `toml:"weight"`
+	// Campaigns are weights of campaigns among the tenant's mail.
+	Campaigns []mta.Campaign `toml:"campaigns"`
 	// Pool takes mail that asks for none; Pools are what may be asked for,
 	// empty for all.
 	Pool  string   `toml:"pool"`

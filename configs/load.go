@@ -120,6 +120,11 @@ func decode(name string, data []byte) (*Config, Problems) {
 		if cfg.Tenant[i].Weight == 0 {
 			cfg.Tenant[i].Weight = 1
 		}
+		for j := range cfg.Tenant[i].Campaigns {
+			if cfg.Tenant[i].Campaigns[j].Weight == 0 {
+				cfg.Tenant[i].Campaigns[j].Weight = 1
+			}
+		}
 	}
 	return &cfg, problems
 }
@@ -231,6 +236,22 @@ func (c *Config) validate() (errs []error) {
 			bad(key+".name", "%q is there twice", t.Name)
 		}
 		names[t.Name] = true
+		if !weighs(t.Weight) {
+			bad(key+".weight", "%d is not between 1 and %d", t.Weight, maxWeight)
+		}
+		campaigns := map[string]bool{}
+		for j, cw := range t.Campaigns {
+			ckey := fmt.Sprintf("%s.campaigns[%d]", key, j)
+			if cw.Name == "" {
+				bad(ckey+".name", "required")
+			} else if campaigns[cw.Name] {
+				bad(ckey+".name", "%q is there twice", cw.Name)
+			}
+			campaigns[cw.Name] = true
+			if !weighs(cw.Weight) {
+				bad(ckey+".weight", "%d is not between 1 and %d", cw.Weight, maxWeight)
+			}
+		}
 		if t.Pool != "" && !c.hasPool(t.Pool) {
 			bad(key+".pool", "no [[pool]] or [[source]] is named %q", t.Pool)
 		}
@@ -411,6 +432,12 @@ func (c *Config) hasPool(name string) bool {
 	}
 	return false
 }
+
+// maxWeight is the largest weight of a tenant or campaign: beyond it the one would
+// send for hours before another's turn.
+const maxWeight = 100_000
+
+func weighs(weight int) bool { return 1 <= weight && weight <= maxWeight }
 
 // CheckTenant says what is wrong with a tenant's name: 1 to 64 letters, digits,
 // dots, hyphens or underscores, because it stands in keys, labels and headers.

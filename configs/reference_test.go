@@ -193,8 +193,8 @@ func leaves(t reflect.Type, table string) (list []leaf) {
 		if inner.Kind() == reflect.Slice {
 			inner = inner.Elem()
 		}
-		// The members of a pool are written inline.
-		if inner.Kind() == reflect.Struct && inner.PkgPath() != "net/netip" && inner != reflect.TypeFor[mta.PoolMember]() {
+		// The members of a pool and the campaigns of a tenant are written inline.
+		if inner.Kind() == reflect.Struct && inner.PkgPath() != "net/netip" && inner != reflect.TypeFor[mta.PoolMember]() && inner != reflect.TypeFor[mta.Campaign]() {
 			list = append(list, leaves(inner, strings.TrimPrefix(table+"."+name, "."))...)
 			continue
 		}
@@ -214,6 +214,8 @@ func typeName(t reflect.Type) string {
 		return "network"
 	case reflect.TypeFor[mta.PoolMember]():
 		return "{ source, weight }"
+	case reflect.TypeFor[mta.Campaign]():
+		return "{ name, weight }"
 	}
 	switch t.Kind() {
 	case reflect.Slice:

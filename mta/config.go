@@ -181,6 +181,12 @@ type PoolMember struct {
 	Weight int    `toml:"weight"`
 }
 
+// Campaign is the weight of one campaign among its tenant's mail.
+type Campaign struct {
+	Name   string `toml:"name"`
+	Weight int    `toml:"weight"`
+}
+
 // DefaultPool is the pool of mail that names none. Without configuration it
 // holds one source that leaves the address to the system.
 const DefaultPool = "default"

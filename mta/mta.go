@@ -68,6 +68,9 @@ type Tenant struct {
 	// Weight is the tenant's share of a contended destination; less than 1
 	// counts as 1.
 	Weight int
+	// Campaigns are the shares of campaigns among the tenant's mail of their
+	// class; those that are not named have 1.
+	Campaigns map[string]int
 	// Pool takes the mail that asks for none.
 	Pool string
 	// DSN sends failure and delay notices to senders who did not ask by

@@ -25,17 +25,20 @@ type entry struct {
 	dead bool
 }
 
-// quantum is how many recipients a tenant of weight 1 may send in its turn.
+// quantum is how many recipients a tenant or campaign of weight 1 may send in its
+// turn.
 const quantum = 10
 
-// sched shares a site's capacity: between tenants by weighted deficit round
-// robin (Shreedhar and Varghese, 1995), transactional before bulk within a
-// tenant, and round robin between the campaigns of a class and the queues of a
-// campaign. Queues that are held until some time cost nothing meanwhile.
+// sched shares a site's capacity by weighted deficit round robin (Shreedhar and
+// Varghese, 1995): between tenants, and between the campaigns of a tenant and
+// class, transactional before bulk. The queues of a campaign take turns. Queues
+// that are held until some time cost nothing meanwhile.
 //
 // It is not safe for concurrent use.
 type sched struct {
 	weight func(tenant string) int
+	// share is the weight of a campaign among those of its tenant.
+	share func(tenant, campaign string) int
 
 	ring    fifo[*tenant]
 	tenants map[string]*tenant
@@ -52,7 +55,8 @@ type tenant struct {
 	ready   [2]classes // urgent first
 }
 
-// classes are the campaigns of one tenant and class that have entries.
+// classes are the campaigns of one tenant and class that have entries, or had
+// some when they were last looked at.
 type classes struct {
 	ring      fifo[*campaign]
 	campaigns map[string]*campaign
@@ -60,6 +64,7 @@ type classes struct {
 
 type campaign struct {
 	name    string
+	deficit int
 	entries fifo[*entry]
 }
 
@@ -160,10 +165,13 @@ func (s *sched) pushAll(list []*entry) {
 }
 
 // pass puts an entry back that pop chose and nobody can serve just now, and
-// lets the next tenant have a turn. Nothing is charged.
+// lets the next campaign and the next tenant have a turn. Nothing is charged.
 func (s *sched) pass(e *entry) {
 	s.push(e)
-	if s.ring.front().name == e.key.Tenant {
+	if t := s.ring.front(); t.name == e.key.Tenant {
+		if cl := &t.ready[rank(e.key.Class)]; cl.ring.front().name == e.key.Campaign {
+			cl.ring.rotate()
+		}
 		s.ring.rotate()
 	}
 }
@@ -185,7 +193,7 @@ func (s *sched) pop(now time.Time) (e *entry, next time.Time) {
 				continue
 			}
 		}
-		if e = t.pop(); e == nil {
+		if e = s.popOf(t); e == nil {
 			// A tenant without work saves nothing up for later.
 			t.queued = false
 			s.ring.pop()
@@ -204,11 +212,18 @@ func (s *sched) pop(now time.Time) (e *entry, next time.Time) {
 	return nil, time.Time{}
 }
 
-// charge takes n recipients off the share of the tenant that pop chose last.
-func (s *sched) charge(name string, n int) {
-	t := s.tenants[name]
+// charge takes n recipients off the shares of the tenant and the campaign of the
+// queue that pop chose last.
+func (s *sched) charge(key *store.QueueKey, n int) {
+	t := s.tenants[key.Tenant]
 	if t == nil || !t.queued {
 		return
+	}
+	cl := &t.ready[rank(key.Class)]
+	if c := cl.campaigns[key.Campaign]; c != nil {
+		if c.deficit -= n; c.deficit <= 0 && cl.ring.front() == c {
+			cl.ring.rotate()
+		}
 	}
 	t.deficit -= n
 	if t.deficit <= 0 && s.ring.len() > 0 && s.ring.front() == t {
@@ -216,31 +231,41 @@ func (s *sched) charge(name string, n int) {
 	}
 }
 
-// refund gives a tenant back what it was charged for recipients that could not
-// be sent to, because a permit was refused. Without it whoever happens to be
-// chosen while permits are short pays for nothing, and as choices and permits
-// fall into step that is always the same tenant.
-func (s *sched) refund(name string, n int) {
-	if t := s.tenants[name]; t != nil {
-		t.deficit = min(t.deficit+n, quantum*max(1, s.weight(name)))
+// refund gives back what was charged for recipients that could not be sent to,
+// because a permit was refused. Without it whoever happens to be chosen while
+// permits are short pays for nothing, and as choices and permits fall into step
+// that is always the same tenant.
+func (s *sched) refund(key *store.QueueKey, n int) {
+	t := s.tenants[key.Tenant]
+	if t == nil {
+		return
+	}
+	t.deficit = min(t.deficit+n, quantum*max(1, s.weight(t.name)))
+	if c := t.ready[rank(key.Class)].campaigns[key.Campaign]; c != nil {
+		c.deficit = min(c.deficit+n, quantum*max(1, s.share(t.name, c.name)))
 	}
 }
 
-// pop takes the tenant's next entry: urgent ones first, campaigns in turn.
-func (t *tenant) pop() *entry {
+// popOf takes the tenant's next entry: urgent ones first, campaigns in turn.
+func (s *sched) popOf(t *tenant) *entry {
 	for i := range t.ready {
 		cl := &t.ready[i]
-		if cl.ring.len() == 0 {
-			continue
+		for cl.ring.len() > 0 {
+			c := cl.ring.front()
+			if c.entries.len() == 0 {
+				cl.ring.pop()
+				delete(cl.campaigns, c.name)
+				continue
+			}
+			if c.deficit <= 0 {
+				c.deficit += quantum * max(1, s.share(t.name, c.name))
+				if c.deficit <= 0 {
+					cl.ring.rotate()
+					continue
+				}
+			}
+			return c.entries.pop()
 		}
-		c := cl.ring.pop()
-		e := c.entries.pop()
-		if c.entries.len() > 0 {
-			cl.ring.push(c)
-		} else {
-			delete(cl.campaigns, c.name)
-		}
-		return e
 	}
 	return nil
 }

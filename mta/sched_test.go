@@ -2,6 +2,7 @@ package mta
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ type fakeQueues struct {
 func newFakeQueues(weights map[string]int) *fakeQueues {
 	f := &fakeQueues{left: map[store.QueueKey]int{}, now: time.Date(2026, 11, 2, 8, 0, 0, 0, time.UTC)}
 	f.s.weight = func(tenant string) int { return weights[tenant] }
+	f.s.share = func(_, campaign string) int { return weights[campaign] }
 	return f
 }
 
@@ -43,7 +45,7 @@ func (f *fakeQueues) serve() (key store.QueueKey, n int, ok bool) {
 		n = f.size(e)
 	}
 	n = min(n, f.left[e.key])
-	f.s.charge(e.key.Tenant, n)
+	f.s.charge(&e.key, n)
 	f.left[e.key] -= n
 	if f.left[e.key] > 0 {
 		f.s.push(e)
@@ -157,6 +159,85 @@ func TestCampaignsOfATenantTakeTurns(t *testing.T) {
 	}
 }
 
+// TestSharesAreEvenAtEveryInstant has mail of tenants and campaigns come and go at
+// random, in transactions of all sizes. As long as two of them have mail, neither
+// ever gets further ahead of the other, in proportion to their weights, than a turn
+// and a transaction of each; so nobody starves.
+func TestSharesAreEvenAtEveryInstant(t *testing.T) {
+	t.Parallel()
+	const largest = 100 // recipients of a transaction
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 9))
+		weights := map[string]int{}
+		names := func(prefix string, n int) (list []string) {
+			for i := range n {
+				list = append(list, fmt.Sprint(prefix, i))
+				weights[list[i]] = 1 + r.IntN(9)
+			}
+			return list
+		}
+		tenants, campaigns := names("t", 2+r.IntN(3)), names("c", 2+r.IntN(4))
+		f := newFakeQueues(weights)
+		f.size = func(*entry) int { return 1 + r.IntN(largest)/(1+r.IntN(largest)) }
+		sent, left := map[string]int{}, map[string]int{}
+		ahead := map[string][2]float64{} // least and most while both have mail
+		groups := map[string][]string{"tenants": tenants}
+		name := func(key *store.QueueKey) string { return fmt.Sprint(key.Tenant, " ", key.Class, " ", key.Campaign) }
+		for _, tenant := range tenants {
+			for class := range message.Class(2) {
+				group := fmt.Sprint(tenant, " ", class)
+				for _, c := range campaigns {
+					full := name(&store.QueueKey{Tenant: tenant, Class: class, Campaign: c})
+					groups[group] = append(groups[group], full)
+					weights[full] = weights[c]
+				}
+			}
+		}
+		for step := range 20_000 {
+			if r.IntN(40) == 0 {
+				key := store.QueueKey{
+					Tenant: tenants[r.IntN(len(tenants))], Campaign: campaigns[r.IntN(len(campaigns))],
+					Class: message.Class(r.IntN(2)), Domain: fmt.Sprint(r.IntN(3)),
+				}
+				n := 1 + r.IntN(400)
+				f.add(key, n)
+				left[key.Tenant] += n
+				left[name(&key)] += n
+			}
+			key, n, ok := f.serve()
+			if !ok {
+				continue
+			}
+			for _, who := range []string{key.Tenant, name(&key)} {
+				sent[who] += n
+				left[who] -= n
+			}
+			for group, members := range groups {
+				for i, a := range members {
+					for _, b := range members[:i] {
+						pair := group + ": " + a + ", " + b
+						if left[a] == 0 || left[b] == 0 {
+							delete(ahead, pair)
+							continue
+						}
+						by := float64(sent[a])/float64(weights[a]) - float64(sent[b])/float64(weights[b])
+						span, known := ahead[pair]
+						if !known {
+							span = [2]float64{by, by}
+						}
+						span = [2]float64{min(span[0], by), max(span[1], by)}
+						ahead[pair] = span
+						most := quantum + largest/float64(weights[a]) + largest/float64(weights[b])
+						if got := span[1] - span[0]; got > most {
+							t.Fatalf("seed %d, step %d: %s: %.1f ahead for each weight, want at most %.1f", seed, step, pair, got, most)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestRefusedPermitCostsNoTurn(t *testing.T) {
 	t.Parallel()
 	f := newFakeQueues(nil)
@@ -166,7 +247,7 @@ func TestRefusedPermitCostsNoTurn(t *testing.T) {
 	for i := range 1000 {
 		key, n, _ := f.serve()
 		if key.Tenant == "a" && i%3 == 0 {
-			f.s.refund("a", n) // its permit was refused: the message went back
+			f.s.refund(&key, n) // its permit was refused: the message went back
 			f.left[key] += n
 			continue
 		}

@@ -90,6 +90,7 @@ func (m *MTA) site(key siteKey, domain string, hosts []string, hops []hop) *site
 	set := m.set.Load()
 	s := &site{m: m, key: key, hops: hops, entries: make(map[*queue.Queue]*entry), down: make(map[string]time.Time)}
 	s.sched.weight = func(tenant string) int { return m.set.Load().Tenants[tenant].Weight }
+	s.sched.share = func(tenant, campaign string) int { return m.set.Load().Tenants[tenant].Campaigns[campaign] }
 	s.timer = time.AfterFunc(time.Hour, s.wake)
 	s.timer.Stop()
 	i := slices.IndexFunc(set.Pools, func(p Pool) bool { return p.Name == key.pool })
@@ -291,7 +292,7 @@ func (s *site) fill(now time.Time) {
 		}
 		passed = 0
 		items := e.q.Lease(s.transaction(e))
-		s.sched.charge(e.key.Tenant, len(items))
+		s.sched.charge(&e.key, len(items))
 		trial := e.trial
 		if n, _ := e.q.Len(); n > 0 && !trial {
 			s.sched.push(e)
@@ -560,7 +561,7 @@ func (l *lane) putBack(t *txn) {
 func (s *site) giveBack(t *txn) {
 	t.q.Release(t.items)
 	key := t.q.Key()
-	s.sched.refund(key.Tenant, len(t.items))
+	s.sched.refund(&key, len(t.items))
 }
 
 // entryLimit reports refusals that concern one queue, or some of its mail, and
@@ -610,7 +611,8 @@ func (s *site) postpone(t *txn, g *throttle.Grant, now time.Time) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sched.refund(t.q.Key().Tenant, len(t.items))
+	key := t.q.Key()
+	s.sched.refund(&key, len(t.items))
 	s.kick(now)
 	return true
 }
@@ -718,6 +720,8 @@ func subject(key *store.QueueKey, g *throttle.Grant) string {
 	switch {
 	case g.Limit == throttle.LimitTenant, g.Scope == throttle.ScopeTenant:
 		return "t" + key.Tenant
+	case g.Limit == throttle.LimitCampaign, g.Scope == throttle.ScopeCampaign:
+		return "c" + key.Tenant + "\x00" + key.Campaign
 	case g.Limit == throttle.LimitDomain, g.Scope == throttle.ScopeDomain:
 		return "d" + key.Domain
 	}

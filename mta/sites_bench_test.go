@@ -64,6 +64,7 @@ func BenchmarkActiveSites(b *testing.B) {
 func BenchmarkTransactionThroughSchedule(b *testing.B) {
 	var s sched
 	s.weight = func(string) int { return 1 }
+	s.share = func(string, string) int { return 1 }
 	for i := range 1000 {
 		e := &entry{q: &queue.Queue{}}
 		e.key.Tenant, e.key.Campaign = fmt.Sprint(i%20), fmt.Sprint(i)
@@ -73,7 +74,7 @@ func BenchmarkTransactionThroughSchedule(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		e, _ := s.pop(now)
-		s.charge(e.key.Tenant, 1)
+		s.charge(&e.key, 1)
 		s.push(e)
 	}
 }
