@@ -14,7 +14,7 @@ DOMAINS    ?= 1000000
 
 BENCHFLAGS ?=
 
-.PHONY: help build run demo test check bench bench-smoke bench-parts soak backlog crash fuzz interop deps
+.PHONY: help build run demo test check bench bench-smoke bench-parts soak backlog crash torture fuzz interop deps
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -51,6 +51,11 @@ backlog: ## BACKLOG=10000000 waiting over DOMAINS=1000000, beside an empty queue
 
 crash: ## CYCLES=200 of load and kill -9 on the real binary
 	@$(GO) test -count 1 -timeout 0 -v -run '^TestKill' ./test/crash -args -cycles $(CYCLES)
+
+torture: ## the random tests, long and from seeds drawn anew, which they print: an hour or two
+	@TRADEWIND_SEED=random TRADEWIND_MODEL_OPS=20000000 TRADEWIND_POWER_CUTS=5000 TRADEWIND_STORM_ROUNDS=100 \
+		$(GO) test -count 1 -timeout 0 -v -run 'BehavesAsTheModel|PowerLossAtAny|ConcurrentUse|NoFileOperation|FlippedByte|Export|Exported' ./queue -args -fault-step 1 -flips 10000
+	@$(GO) test -count 1 -timeout 0 -v -run '^TestKill' ./test/crash -args -cycles $(CYCLES) -seed 0
 
 fuzz: ## every fuzz target for FUZZTIME=1m
 	@.ci/fuzz $(FUZZTIME)

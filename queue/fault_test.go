@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -205,7 +204,7 @@ func TestNoFileOperationMayFailWithALieOrAHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	runs := 0
-	for n := 1 + rand.Int64N(step); n <= total; n += step {
+	for n := 1 + int64(seedFrom(t, "TRADEWIND_FAULT_SEED")%uint64(step)); n <= total; n += step {
 		for _, sticky := range []bool{false, true} {
 			if _, err := run(n, sticky); err != nil {
 				t.Errorf("operation %d, sticky %v: %v", n, sticky, err)

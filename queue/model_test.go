@@ -29,6 +29,22 @@ func fromEnv(t *testing.T, name string, def uint64) uint64 {
 	return n
 }
 
+// seedFrom is where a random test starts: at 1 unless the environment says
+// otherwise, so that a run that fails is a change that fails. name holds a seed of
+// this test, TRADEWIND_SEED one of all of them, or "random" to draw one.
+func seedFrom(t *testing.T, name string) uint64 {
+	t.Helper()
+	all := uint64(1)
+	if os.Getenv("TRADEWIND_SEED") == "random" {
+		all = rand.Uint64N(1 << 32)
+	} else {
+		all = fromEnv(t, "TRADEWIND_SEED", all)
+	}
+	seed := fromEnv(t, name, all)
+	t.Logf("%s=%d", name, seed)
+	return seed
+}
+
 // shortened is how much of a random test to run: full, or short with -short, or
 // raced with -short under the race detector. Built for that, Pebble checks its own
 // invariants at every step, and a storm of a third of a second takes half a minute.
@@ -171,8 +187,8 @@ func (s step) String() string {
 func TestQueueBehavesAsTheModelOverAMillionOperations(t *testing.T) {
 	t.Parallel()
 	ops := fromEnv(t, "TRADEWIND_MODEL_OPS", shortened(1_000_000, 16_000, 8_000))
-	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
-	t.Logf("%d operations, seeds from %d", ops, first)
+	first := seedFrom(t, "TRADEWIND_MODEL_SEED")
+	t.Logf("%d operations", ops)
 	const workers = 4
 	for k := range uint64(workers) {
 		t.Run(fmt.Sprintf("worker%d", k), func(t *testing.T) {
@@ -200,8 +216,7 @@ func TestQueueBehavesAsTheModelOverAMillionOperations(t *testing.T) {
 // promotions, searches and sweeps in virtual time.
 func TestQueueBehavesAsTheModelWithItsOwnTimers(t *testing.T) {
 	t.Parallel()
-	first := fromEnv(t, "TRADEWIND_MODEL_SEED", rand.Uint64N(1<<32))
-	t.Logf("seeds from %d", first)
+	first := seedFrom(t, "TRADEWIND_MODEL_SEED")
 	steps := int(shortened(runLength, runLength, 300))
 	for seed := first; seed < first+shortened(6, 1, 1); seed++ {
 		synctest.Test(t, func(t *testing.T) {

@@ -476,8 +476,7 @@ func (s *storm) drain() error {
 func TestPowerLossAtAnyFileOperationLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	want := int(fromEnv(t, "TRADEWIND_POWER_CUTS", shortened(300, 20, 5)))
-	seed := fromEnv(t, "TRADEWIND_POWER_SEED", rand.Uint64N(1<<32))
-	t.Logf("%d power cuts, seeds from %d", want, seed)
+	seed := seedFrom(t, "TRADEWIND_POWER_SEED")
 	var sum stormTally
 	for ; sum.cuts < want && !t.Failed(); seed++ {
 		synctest.Test(t, func(t *testing.T) {
@@ -554,10 +553,9 @@ func TestPowerLossHarnessNoticesADiskThatDoesNotSync(t *testing.T) {
 // a drained queue at the end; run it under the race detector.
 func TestConcurrentUseKeepsTheQueueConsistent(t *testing.T) {
 	t.Parallel()
-	seed := fromEnv(t, "TRADEWIND_STORM_SEED", rand.Uint64N(1<<32))
+	seed := seedFrom(t, "TRADEWIND_STORM_SEED")
 	rounds := int(fromEnv(t, "TRADEWIND_STORM_ROUNDS", shortened(10, 1, 1)))
 	ops := int(shortened(1000, 1000, 500))
-	t.Logf("seeds from %d", seed)
 	for i := range uint64(rounds) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStorm(seed + i)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +88,7 @@ func lived(t *testing.T, seed uint64) *node {
 
 func TestExportThatWasImportedIsExportedTheSame(t *testing.T) {
 	t.Parallel()
-	first := rand.Uint64N(1 << 32)
+	first := seedFrom(t, "TRADEWIND_TRANSFER_SEED")
 	moved := 0
 	for seed := first; seed < first+10; seed++ {
 		from := lived(t, seed)
@@ -165,7 +164,7 @@ func TestImportOfADamagedExportSaysSoAndGoesOnFromThere(t *testing.T) {
 
 func TestWhatWasExportedLeavesWithAFinalEvent(t *testing.T) {
 	t.Parallel()
-	seed := rand.Uint64N(1 << 32)
+	seed := seedFrom(t, "TRADEWIND_TRANSFER_SEED")
 	from := lived(t, seed)
 	before := from.whole()
 	stream := from.export(TransferOptions{Tenant: "acme"})
