@@ -74,6 +74,9 @@ type TransferReport struct {
 	// Skipped are messages that an import found here already, waiting or in the
 	// history, and damaged ones that an export left alone.
 	Skipped int `json:"skipped"`
+	// Incomplete reports that an export has met damage where the keys of messages
+	// lie, so that nobody knows which ones it left out.
+	Incomplete bool `json:"incomplete,omitempty"`
 }
 
 // TransferOptions choose what moves.
@@ -111,12 +114,12 @@ func Export(ctx context.Context, db *store.DB, w io.Writer, opt TransferOptions)
 	if err := enc.Encode(transferHead{transferFormat, transferVersion, opt.Now().UTC()}); err != nil {
 		return r, err
 	}
-	err = db.Each(store.MessageSpan(), func(k, v []byte) (bool, error) {
+	whole, err := db.EachReadable(store.MessageSpan(), func(k, v []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
 		m, err := exported(db, k, v, &opt)
-		if errors.Is(err, errRecord) || errors.Is(err, ErrDamaged) {
+		if errors.Is(err, errRecord) || errors.Is(err, ErrDamaged) || store.IsDamage(err) {
 			r.Skipped++
 			return true, nil
 		}
@@ -136,6 +139,7 @@ func Export(ctx context.Context, db *store.DB, w io.Writer, opt TransferOptions)
 	if err != nil {
 		return r, fmt.Errorf("queue: export: %w", err)
 	}
+	r.Incomplete = !whole
 	tail := transferTail{End: true, TransferReport: r, Sum: hex.EncodeToString(all.Sum(nil))}
 	if err := json.NewEncoder(out).Encode(tail); err != nil {
 		return r, fmt.Errorf("queue: export: %w", err)
@@ -202,6 +206,9 @@ func exported(db *store.DB, k, v []byte, opt *TransferOptions) (*transferMessage
 			return true, nil
 		}
 		record, err := db.Get(store.JournalKey(nil, seq))
+		if store.IsDamage(err) {
+			return true, nil // the mail matters more than what was said of it
+		}
 		if record != nil {
 			m.History = append(m.History, transferEvent{n, record})
 		}

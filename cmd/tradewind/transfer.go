@@ -60,7 +60,9 @@ func queueExport(ctx context.Context, c *call) error {
 	}
 	var left queue.TransferReport
 	var r queue.TransferReport
+	var damaged []string
 	err := withSpool(*file, func(db *store.DB) (err error) {
+		defer func() { damaged = db.DamagedFiles() }()
 		if *out == "-" {
 			r, err = queue.Export(ctx, db, c.stdout, opt)
 			return err
@@ -75,6 +77,12 @@ func queueExport(ctx context.Context, c *call) error {
 		return err
 	}
 	fmt.Fprintf(c.stderr, "%d messages, %d recipients exported; %d could not be read\n", r.Messages, r.Recipients, r.Skipped)
+	for _, name := range damaged {
+		fmt.Fprintf(c.stderr, "damaged: %s\n", name)
+	}
+	if r.Incomplete {
+		fmt.Fprintln(c.stderr, "there was more, of which not even the names can be read; queue verify tells what it was about")
+	}
 	if *remove {
 		fmt.Fprintf(c.stderr, "%d messages, %d recipients taken out of the queue\n", left.Messages, left.Recipients)
 	}
