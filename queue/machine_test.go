@@ -179,7 +179,11 @@ func (w *machine) run(s step) error {
 	case doCancel:
 		err = w.cancel(r)
 	case doAdvance:
-		err = w.advance([]time.Duration{10 * time.Second, time.Minute, 10 * time.Minute, time.Hour, 5 * time.Hour}[r.IntN(5)])
+		d := []time.Duration{10 * time.Second, time.Minute, 10 * time.Minute, time.Hour, 5 * time.Hour}[r.IntN(5)]
+		if r.IntN(20) == 0 {
+			d = 24 * time.Hour // a step of the clock that the engine has come to believe
+		}
+		err = w.advance(d)
 	case doEvict:
 		err = w.evict(r)
 	case doReap:
@@ -190,6 +194,7 @@ func (w *machine) run(s step) error {
 		err = w.check(r)
 	case doRestart:
 		if err = w.stop(); err == nil {
+			w.stepClock(r)
 			err = w.open()
 		}
 	case doCrash:
@@ -197,10 +202,19 @@ func (w *machine) run(s step) error {
 		crashed := w.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: r})
 		if err = w.stop(); err == nil {
 			w.fs = crashed
+			w.stepClock(r)
 			err = w.open()
 		}
 	}
 	return errors.Join(err, w.settle())
+}
+
+// stepClock sets the clock a day ahead or back, now and then, while the queue is
+// stopped: while it runs the engine's own clock does not go back.
+func (w *machine) stepClock(r *rand.Rand) {
+	if w.bubble == nil && r.IntN(3) == 0 {
+		w.o.now = w.o.now.Add([]time.Duration{-24 * time.Hour, 24 * time.Hour}[r.IntN(2)])
+	}
 }
 
 var modelTenants = [...]string{"acme", "bolt"}
