@@ -178,9 +178,11 @@ func (db *DB) options(opt *Options) *pebble.Options {
 	// Pebble would try a flush that fails again for ever, while commits wait.
 	// What is corrupt stays so after a restart: there nothing is gained.
 	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
-		if !IsDamage(err) {
-			db.die(fmt.Errorf("background: %w", err))
+		if IsDamage(err) {
+			db.readDamaged(err) // of a blob file it says nothing to damaged
+			return
 		}
+		db.die(fmt.Errorf("background: %w", err))
 	}, DataCorruption: db.damaged}
 	o.Experimental.CompactionScheduler = opt.Scheduler
 	if db.kind == Spool {

@@ -1,0 +1,119 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// churn overwrites and deletes bodies of keys at random, some of them large enough
+// for a blob file.
+func churn(db *DB, r *rand.Rand, n int) error {
+	for i := range n {
+		v := make([]byte, []int{100, 100, 4000}[i%3])
+		for k := range v {
+			v[k] = byte(r.Uint32())
+		}
+		b := db.NewBatch(0)
+		b.Set(fmt.Appendf(nil, "b%06d", r.IntN(20_000)), v)
+		b.Delete(fmt.Appendf(nil, "b%06d", r.IntN(20_000)))
+		err := b.CommitLazy()
+		b.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestCompactionThatMeetsDamageNeitherEndsTheStoreNorTriesAtOnceAgain flips a byte
+// in every table, or every blob file, below level 0, and has the store compact what
+// is written over them.
+func TestCompactionThatMeetsDamageNeitherEndsTheStoreNorTriesAtOnceAgain(t *testing.T) {
+	t.Parallel()
+	for _, ext := range []string{".sst", ".blob"} {
+		for _, at := range []string{"middle", "end"} {
+			if ext == ".sst" && at == "end" {
+				continue // such a store does not open
+			}
+			t.Run(ext+" "+at, func(t *testing.T) {
+				t.Parallel()
+				r := rand.New(rand.NewPCG(1, 12))
+				fs := vfs.NewMem()
+				opt := Options{FS: fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20}
+				db, err := Open("data", Spool, opt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all := Span{Start: []byte{0}, End: []byte{0xff}}
+				if err := errors.Join(churn(db, r, 4000), db.Flush(), db.Compact(context.Background(), all)); err != nil {
+					t.Fatal(err)
+				}
+				if n := db.Metrics().Levels[0].TablesCount; n > 0 {
+					t.Fatalf("%d tables in level 0", n)
+				}
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+				flipEach(t, fs, ext, at)
+				if db, err = Open("data", Spool, opt); err != nil {
+					t.Fatal(err)
+				}
+				if err := churn(db, r, 20_000); err != nil {
+					t.Fatal(err)
+				}
+				m := db.Metrics().Compact
+				if m.FailedCount == 0 || m.FailedCount > 3 || db.Err() != nil {
+					t.Errorf("%d of %d compactions failed, want a few; %v", m.FailedCount, m.Count, db.Err())
+				}
+				if db.DamageMet() == 0 {
+					t.Error("no file is named")
+				}
+				if err := db.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func flipEach(t *testing.T, fs vfs.FS, ext, where string) {
+	t.Helper()
+	names, err := fs.List("data/spool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if !strings.HasSuffix(name, ext) {
+			continue
+		}
+		path := "data/spool/" + name
+		f, err := fs.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		at := len(data) / 3
+		if where == "end" {
+			at = len(data) - 3
+		}
+		data[at] ^= 0x55
+		out, err := fs.Create(path, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = out.Write(data)
+		if err := errors.Join(err, out.Sync(), out.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
