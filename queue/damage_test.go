@@ -280,7 +280,7 @@ func TestFlippedByteIsNeverDeliveredAltered(t *testing.T) {
 		n = int(shortened(100, 6, 3))
 	}
 	w := newRotted(t)
-	seed := fromEnv(t, "TRADEWIND_ROT_SEED", rand.Uint64N(1<<32))
+	seed := seedFrom(t, "TRADEWIND_ROT_SEED")
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 8))
 	var refused, lost, named, harmless, ended, visible, hidden int
