@@ -1,6 +1,7 @@
 // Command report reads `go test -json` and prints what a person wants to see
 // while it runs: a line for each package, everything a failed test said, and the
-// last that tests said whose package ended under them. It appends "passed failed skipped" to the file named by its argument.
+// last that tests said whose package ended under them. It appends "passed failed
+// skipped" to the file named by its argument.
 //
 // Its exit status is 0 however the tests went: go test has one of its own.
 package main
