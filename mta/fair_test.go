@@ -62,7 +62,7 @@ func TestFewAreNotHeldUpByABigBacklog(t *testing.T) {
 				}
 			}
 			w.accept(list...)
-			time.Sleep(time.Minute)
+			time.Sleep(30 * time.Second)
 			mu.Lock()
 			defer mu.Unlock()
 			key := tenant + " " + campaign
