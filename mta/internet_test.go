@@ -244,3 +244,54 @@ func (f *film) svg(n int) []byte {
 	b.WriteString("</svg>\n")
 	return []byte(b.String())
 }
+
+// TestSecretLimitCostsOnlyRareLooks sends for a day to a host that takes ten
+// messages a minute from an address and keeps that to itself. After the first
+// hour, in which that is found out, a deferral is avoidable unless it comes of a
+// look above: after about 1, 3, 7 and 15 hours, with what was under way then.
+func TestSecretLimitCostsOnlyRareLooks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, worldConfig{
+			shaping: shippedRules(t), zone: "secret.example. MX 10 mx.secret.example.\nmx.secret.example. A 192.0.2.9\n",
+			settings: sources(1), queue: func(c *queue.Config) { c.Window = 100 },
+		})
+		defer w.end()
+		var mu sync.Mutex
+		began, hours := time.Now(), map[int]int{}
+		w.heard = func(e *message.Event) {
+			if e.Type == message.EventDeferred {
+				mu.Lock()
+				defer mu.Unlock()
+				hours[int(time.Since(began)/time.Hour)]++
+			}
+		}
+		w.host("192.0.2.9", loadgen.SinkConfig{Latency: 20 * time.Millisecond, Limits: loadgen.Limits{MessagesPerMinute: 10}})
+		const day = 24
+		n := 10 * 60 * day
+		list := make([]mail, n)
+		for i := range list {
+			list[i] = mail{from: "a@s.example", sign: "s.example", tenant: "t", to: []string{fmt.Sprintf("r%d@secret.example", i)}}
+		}
+		w.accept(list...)
+		time.Sleep(day * time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		later := 0
+		for hour, deferred := range hours {
+			if hour > 0 {
+				later += deferred
+			}
+		}
+		if hours[0] == 0 {
+			t.Error("nothing was deferred in the first hour: the host has no limit")
+		}
+		if later > 8 {
+			t.Errorf("%d deferred after the first hour, by the hour %v", later, hours)
+		}
+		if got := w.count(message.EventDelivered); got < n*95/100 {
+			t.Errorf("%d delivered of the %d that the host would have taken", got, n)
+		}
+		t.Logf("%d of %d delivered, deferrals by the hour %v", w.count(message.EventDelivered), n, hours)
+	})
+}

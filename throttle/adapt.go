@@ -177,22 +177,29 @@ func (h *hold) configure(l *Lane, rule *Rule) {
 	h.base = int64(base)
 	h.longest = int64(max(l.eff.duration(KeyRecoveryMax, defaultRecoveryMax), base))
 	h.step = int64(l.eff.duration(KeyRecoveryStep, defaultRecoveryStep))
-	h.max = defaultConnections
+	h.max, h.ceiling = l.eff.holdLimits()
+}
+
+// holdLimits are the connections and the interval between transactions at
+// which a hold ends.
+func (e *Effective) holdLimits() (connections, interval int64) {
+	connections = defaultConnections
 	for _, k := range []Key{KeyConnections, KeySourceConnections, KeyProviderConnections} {
-		if n, ok := l.eff.Count(k); ok {
-			h.max = n
+		if n, ok := e.Count(k); ok {
+			connections = n
 			break
 		}
 	}
-	if n, ok := l.eff.Count(KeySourceConnections); ok {
-		h.max = min(h.max, n)
+	if n, ok := e.Count(KeySourceConnections); ok {
+		connections = min(connections, n)
 	}
-	h.ceiling = int64(time.Second) / 100
+	interval = int64(time.Second) / 100
 	for _, k := range []Key{KeyRate, KeySourceRate} {
-		if v := l.eff.val[k]; v != nil {
-			h.ceiling = max(int64(float64(time.Second)/slowest(v)), 1)
+		if v := e.val[k]; v != nil {
+			interval = max(int64(float64(time.Second)/slowest(v)), 1)
 		}
 	}
+	return connections, interval
 }
 
 // fewer holds connections down to what the rule says for its time; then one
@@ -204,6 +211,12 @@ func (h *hold) fewer(now int64, rule *Rule) bool {
 	}
 	if h.state == StateHeld || h.state == StateProbe || h.state == StateDisabled {
 		return false // already stricter
+	}
+	if h.learned.cap > 0 && now-h.hit < int64(cohort) {
+		return false // an echo of what we have gone back from
+	}
+	if h.refusedConnections(now) {
+		return true
 	}
 	n := int64(rule.Connections)
 	if h.state == StateRamp || h.state == StateSlowed {
@@ -231,6 +244,9 @@ func (l *Lane) action(g *group, kind ActionKind, h *hold, now int64, t message.E
 	d.WriteString(": " + h.state.String())
 	if h.cap > 0 && kind != ActResume {
 		d.WriteString(", " + strconv.FormatInt(h.cap, 10) + " connections")
+	}
+	if learned := h.refusedAt(); learned != "" {
+		d.WriteString(", " + learned)
 	}
 	if !a.Until.IsZero() {
 		d.WriteString(", until " + a.Until.UTC().Format(time.RFC3339))

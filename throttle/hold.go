@@ -88,6 +88,8 @@ type hold struct {
 	interval int64 // slowed: ns between two transactions
 	ceiling  int64 // slowed: the interval at which the hold ends
 	next     int64 // slowed: when the next transaction may go
+	hit      int64 // when we last went slower
+	learned  lesson
 }
 
 // settle moves a hold on whose time is over.
@@ -99,14 +101,17 @@ func (h *hold) settle(now int64) {
 }
 
 func (h *hold) enter(s State, now int64) {
+	was := h.learnedKinds()
 	h.m.holds(h.state, s)
 	h.state, h.since = s, now
+	h.taught(was)
 }
 
 // pause starts a pause of at least d.
 func (h *hold) pause(now, d int64) {
 	h.enter(StateHeld, now)
 	h.until, h.cap = now+d, 0
+	h.learned.pace, h.learned.cap, h.learned.rest = 0, 0, false
 }
 
 // deferred notes that the provider deferred again for this key, and reports
@@ -131,10 +136,11 @@ func (h *hold) deferred(now int64) bool {
 	return false
 }
 
-// accepted notes that mail under this key was accepted, and reports whether
-// the hold is over.
-func (h *hold) accepted(now int64) (over bool) {
+// accepted notes that mail under this key was accepted while so many
+// connections or transactions were open, and reports whether the hold is over.
+func (h *hold) accepted(now, open int64) (over bool) {
 	h.settle(now)
+	h.learned.filled = h.learned.filled || open >= h.cap
 	switch h.state {
 	case StateProbe:
 		h.enter(StateRamp, now)
@@ -146,20 +152,10 @@ func (h *hold) accepted(now int64) (over bool) {
 		if now < h.until {
 			return false
 		}
-		h.cap++
 		h.repeats = 0
-		h.since, h.until = now, now+h.step
-		return h.cap >= h.max
+		return h.grow(now)
 	case StateSlowed:
-		if now < h.until {
-			return false
-		}
-		h.cap = min(h.cap+1, h.max)
-		// Additive increase: the rate, not the interval, grows evenly.
-		rate := 1/float64(h.interval) + 1/(float64(h.ceiling)*paceSteps)
-		h.interval = max(int64(1/rate), h.ceiling)
-		h.since, h.until = now, now+h.step
-		return h.interval <= h.ceiling && h.cap >= h.max
+		return now >= h.until && h.grow(now)
 	}
 	return false
 }
@@ -167,14 +163,20 @@ func (h *hold) accepted(now int64) (over bool) {
 // slow halves rate and connections. rate is the pace seen so far, in ns
 // between transactions; it is used the first time only.
 func (h *hold) slow(now, pace, busy, quiet int64) bool {
-	if h.state == StateSlowed && now-h.since < int64(cohort) {
-		return false
+	if h.state == StateSlowed {
+		if now-h.hit < int64(cohort) {
+			return false
+		}
+		if h.refusedRate(now) {
+			return true
+		}
 	}
 	if h.state != StateSlowed {
 		h.interval = max(pace, h.ceiling)
 		h.cap = min(h.max, max(busy, 1))
 	}
 	h.enter(StateSlowed, now)
+	h.hit = now
 	h.interval = min(h.interval*2, max(slowestPace, h.ceiling))
 	h.cap = max(h.cap/2, 1)
 	h.until = now + max(quiet, h.step)
@@ -214,6 +216,7 @@ func (b *heldBy) take(now int64) {
 		h.busy++
 		if h.state == StateSlowed {
 			h.next = max(h.next, now) + h.interval
+			h.learned.sent++
 		}
 	}
 }

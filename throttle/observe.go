@@ -120,7 +120,17 @@ func (l *Lane) accepted(g *group, now int64, o *Observation) []Action {
 	var out []Action
 	for _, k := range holdKeys(l, o.mail()) {
 		h := g.holds[k]
-		if h == nil || k.key == "" || !h.accepted(now) {
+		if h == nil || k.key == "" {
+			continue
+		}
+		open := h.busy
+		switch k.scope {
+		case ScopeSource:
+			open = l.sn.busy
+		case ScopeNetblock:
+			open = g.netblockBusy(k.key)
+		}
+		if !h.accepted(now, open) {
 			continue
 		}
 		delete(g.holds, k)

@@ -34,10 +34,30 @@ func (e *Engine) Reload(r *Rules) {
 	// What they wait for may have come with the new rules.
 	woken := slices.Collect(maps.Values(e.lanes))
 	for g := range locked {
+		for _, h := range g.holds {
+			h.underRules(r, g.name)
+		}
 		g.mu.Unlock()
 	}
 	e.mu.Unlock()
 	wake(woken)
+}
+
+// underRules takes over the limits at which the hold ends, where they changed.
+// What was learned below the old ones is forgotten: whoever changed them may
+// know better.
+func (h *hold) underRules(r *Rules, provider string) {
+	source := ""
+	if h.key.scope == ScopeSource {
+		source = h.key.key
+	}
+	most, ceiling := r.effective(r.byName[provider], "", source).holdLimits()
+	if most == h.max && ceiling == h.ceiling {
+		return
+	}
+	h.forget()
+	h.max, h.ceiling = most, ceiling
+	h.cap, h.interval = min(h.cap, most), max(h.interval, ceiling)
 }
 
 // move puts a lane under rules, in the group they lead it to. REQUIRES: e.mu and

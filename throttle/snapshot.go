@@ -46,6 +46,18 @@ type HoldState struct {
 	Interval time.Duration `json:"interval_ns,omitempty"`
 	Ceiling  time.Duration `json:"ceiling_ns,omitempty"`
 
+	// TooFast and TooMany are the pace and the connections at which the provider
+	// refused, if that is known; Worked and WorkedConnections what it took
+	// before. Look is how long the hold rests below them before it tries again,
+	// which it does at Until if it is Settled.
+	TooFast           time.Duration `json:"too_fast_ns,omitempty"`
+	TooMany           int64         `json:"too_many,omitempty"`
+	Worked            time.Duration `json:"worked_ns,omitempty"`
+	WorkedConnections int64         `json:"worked_connections,omitempty"`
+	Look              time.Duration `json:"look_ns,omitempty"`
+	Settled           bool          `json:"settled,omitempty"`
+	Gain              int64         `json:"gain_percent,omitempty"` // by which the rate grows at Until
+
 	Base    time.Duration `json:"base_ns"`
 	Longest time.Duration `json:"longest_ns"`
 	Step    time.Duration `json:"step_ns"`
@@ -105,6 +117,9 @@ func (e *Engine) holdState(g *group, h *hold) HoldState {
 		Began: e.time(h.began), Since: e.time(h.since), Until: e.time(h.until),
 		Connections: h.cap, Max: h.max, Repeats: h.repeats,
 		Interval: time.Duration(h.interval), Ceiling: time.Duration(h.ceiling),
+		TooFast: time.Duration(h.learned.fast), TooMany: h.learned.many,
+		Worked: time.Duration(h.learned.pace), WorkedConnections: h.learned.cap,
+		Look: time.Duration(h.learned.wait), Settled: h.learned.rest, Gain: h.learned.gain,
 		Base: time.Duration(h.base), Longest: time.Duration(h.longest), Step: time.Duration(h.step),
 	}
 }
@@ -183,7 +198,8 @@ func (e *Engine) groupNamed(provider, site string) *group {
 func (e *Engine) restoreHold(s *HoldState) {
 	if !s.Scope.held() || s.State == StateNormal || s.State >= numStates || len(s.RawKey) == 0 ||
 		s.Max < 0 || s.Connections < 0 || s.Repeats < 0 || s.Base <= 0 || s.Step <= 0 ||
-		s.State == StateSlowed && (s.Interval <= 0 || s.Ceiling <= 0) {
+		s.State == StateSlowed && (s.Interval <= 0 || s.Ceiling <= 0) ||
+		s.TooFast < 0 || s.TooMany < 0 || s.Worked < 0 || s.WorkedConnections < 0 || s.Look < 0 || s.Gain < 0 || s.Gain > mostGain {
 		return
 	}
 	g := e.groupNamed(s.Provider, s.Site)
@@ -202,10 +218,15 @@ func (e *Engine) restoreHold(s *HoldState) {
 	if s.State != StateHeld && s.State != StateDisabled {
 		h.cap = max(h.cap, 1) // with none allowed, none could ever succeed
 	}
+	h.learned = lesson{
+		fast: int64(s.TooFast), many: s.TooMany, pace: int64(s.Worked), cap: s.WorkedConnections,
+		wait: min(int64(s.Look), lastLook), rest: s.Settled, gain: s.Gain,
+	}
 	h.enter(s.State, e.ns(s.Since))
 	if !s.Until.IsZero() {
 		h.until = e.ns(s.Until)
 	}
+	h.underRules(e.rules.Load(), g.name)
 	if g.holds == nil {
 		g.holds = map[holdKey]*hold{}
 	}

@@ -8,11 +8,11 @@ import (
 )
 
 // Sweep forgets what has nothing left to remember: lanes that were closed and
-// are idle, counters that are full again, holds nobody used for a day and
-// suspensions that have run out; the last two are returned as egress.resumed
-// events. Call it every minute or so. It
-// takes time in proportion to what is kept, and holds no lock for longer than
-// one group needs, but for the table of lanes.
+// are idle, counters that are full again, holds that nobody used for a day, or for
+// three where a limit was learned, and suspensions that have run out; the last two
+// are returned as egress.resumed events. Call it every minute or so. It takes time
+// in proportion to what is kept, and holds no lock for longer than one group
+// needs, but for the table of lanes.
 func (e *Engine) Sweep(now time.Time) []*message.Event {
 	at := e.ns(now)
 	var events []*message.Event
@@ -49,21 +49,25 @@ func (e *Engine) Sweep(now time.Time) []*message.Event {
 	return append(events, e.expire(now)...)
 }
 
-// forgetHolds ends the holds that no mail has gone under for a day: whatever
+// forgetHolds ends the holds that no mail has gone under for days: whatever
 // the provider was cross about, it has not seen us since. Holds that still
 // wait for their time or for an operator stay. REQUIRES: g.mu.
 func (e *Engine) forgetHolds(g *group, now int64) []*message.Event {
 	var events []*message.Event
 	for k, h := range g.holds {
 		h.settle(now)
-		if h.state == StateHeld || h.state == StateDisabled || h.busy > 0 || now-max(h.since, h.until) < nsPerDay {
+		keep, days := nsPerDay, "a day"
+		if h.learned.learned() {
+			keep, days = learnedFor, "three days"
+		}
+		if h.state == StateHeld || h.state == StateDisabled || h.busy > 0 || now-max(h.since, h.until) < keep {
 			continue
 		}
 		h.enter(StateNormal, now)
 		delete(g.holds, k)
 		events = append(events, &message.Event{
 			Type: message.EventEgressResumed, Time: e.time(now),
-			Detail: k.scope.String() + " " + showKey(k.key) + ": no mail for a day (" + h.rule.Origin.String() + ")",
+			Detail: k.scope.String() + " " + showKey(k.key) + ": no mail for " + days + " (" + h.rule.Origin.String() + ")",
 			Egress: message.Egress{Provider: g.name, Site: g.site},
 		})
 	}

@@ -167,6 +167,9 @@ func printHold(w io.Writer, h throttle.HoldState) {
 		fmt.Fprintf(w, ", %d of %d connections", h.Connections, h.Max)
 	}
 	fmt.Fprintf(w, " (%s)\n  %s\n", h.Origin, h.Reply)
+	if learned := h.Learned(); learned != "" {
+		fmt.Fprintf(w, "  %s\n", learned)
+	}
 }
 
 func queueBounce(ctx context.Context, c *call) error { return queueOperation(ctx, c, "bounce", false) }
