@@ -25,6 +25,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -174,7 +175,10 @@ func (db *DB) options(opt *Options) *pebble.Options {
 	}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
+	// What is flushed is soon compacted: compressing it is work done twice.
+	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	// Pebble would try a flush that fails again for ever, while commits wait.
 	// What is corrupt stays so after a restart: there nothing is gained.
 	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
@@ -186,6 +190,11 @@ func (db *DB) options(opt *Options) *pebble.Options {
 	}, DataCorruption: db.damaged}
 	o.Experimental.CompactionScheduler = opt.Scheduler
 	if db.kind == Spool {
+		// Half of what is flushed is tombstones of messages delivered at once.
+		// Left alone, Pebble compacts each table for them, and the journal beside
+		// them again and again. No scan starts before what is gone.
+		o.Experimental.TombstoneDenseCompactionThreshold = -1
+		o.L0CompactionThreshold = 10
 		// Bodies lie in blob files: compactions of the keys need not rewrite
 		// them, and deleting a message costs a tombstone of a few bytes.
 		o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
