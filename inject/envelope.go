@@ -67,6 +67,9 @@ type Envelope struct {
 	Client   string
 	HELO     string
 	Protocol string
+	// Plain says what message.Message.Plain does of the message as it came, which
+	// is then not searched again.
+	Plain bool
 }
 
 // Track is what a message asks of tracking; the zero value leaves it to the

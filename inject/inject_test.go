@@ -98,6 +98,47 @@ func TestAcceptedMessageKeepsItsBytesBehindOurTraceField(t *testing.T) {
 	}
 }
 
+func TestPlainMessagesStayPlainUnlessWeMakeThemOthers(t *testing.T) {
+	t.Parallel()
+	link := func(_ *message.Message, _ *message.Recipient, _ Track, body []byte) ([]byte, error) { return body, nil }
+	for _, tt := range []struct {
+		name string
+		cfg  Config
+		deps Deps
+		env  func(*Envelope)
+		want bool
+	}{
+		{"plain", Config{}, Deps{}, func(*Envelope) {}, true},
+		{"nothing known", Config{}, Deps{}, func(e *Envelope) { e.Plain = false }, false},
+		{"our own field is too long", Config{Hostname: strings.Repeat("x", 999)}, Deps{}, func(*Envelope) {}, false},
+		{"rewritten", Config{}, Deps{
+			Tenant:  func(string) (Tenant, bool, error) { return Tenant{Rewrite: true}, true, nil },
+			Rewrite: link,
+		}, func(*Envelope) {}, false},
+	} {
+		i, q := newDoor(t, tt.cfg, tt.deps)
+		env := envelope("bob@example.net")
+		env.Plain = true
+		tt.env(&env)
+		if _, err := i.Raw(t.Context(), env, crlf(plain)); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		if got := q.subs[0].Message.Plain; got != tt.want {
+			t.Errorf("%s: plain is %v", tt.name, got)
+		}
+	}
+	i, q := newDoor(t, Config{}, Deps{})
+	env := envelope("bob@example.net")
+	env.Plain = true
+	if _, err := i.Raw(t.Context(), env, append(crlf(plain), "caf\xe9\r\n"...)); err != nil {
+		t.Fatal(err)
+	}
+	if !q.subs[0].Message.EightBit {
+		t.Error("octets above 0x7F were overlooked")
+	}
+}
+
 func TestClientStaysHiddenWhenConfigured(t *testing.T) {
 	t.Parallel()
 	i, q := newDoor(t, Config{HideClient: true}, Deps{})

@@ -94,12 +94,17 @@ func (d *draft) read(maxSize int) *Error {
 		return &Error{Field: "body", Code: CodeTooLarge, SMTP: 552, Enhanced: tooLarge, Message: fmt.Sprintf("the message is larger than %d octets", maxSize)}
 	}
 	end := headerEnd(d.body)
-	if _, err := measure(d.body[:end]); err != nil {
-		return err
-	}
-	s, err := measure(d.body[end:])
-	if err != nil {
-		return err
+	var s shape
+	if d.env.Plain {
+		s.eightBit = hasEightBit(d.body[end:])
+	} else {
+		_, err := measure(d.body[:end])
+		if err == nil {
+			s, err = measure(d.body[end:])
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := d.head.scan(d.body); err != nil {
 		return err
@@ -116,6 +121,7 @@ func (d *draft) read(maxSize int) *Error {
 		return refuse("body", CodeLineLength, "a line is longer than %d octets and cannot be encoded: %v", maxLine, rerr)
 	}
 	d.body, d.head = b, header{}
+	var err *Error
 	if d.shape, err = measure(b[headerEnd(b):]); err != nil {
 		return err
 	}

@@ -53,6 +53,10 @@ func (i *Injector) render(d *draft, m *message.Message, r *message.Recipient) []
 		b = append(b, ">\r\n"...)
 	}
 	b = append(b, added...)
+	if d.env.Plain {
+		s, bad := measure(b)
+		m.Plain = bad == nil && !s.long
+	}
 	pos := 0
 	for _, c := range h.cuts {
 		b = append(b, d.body[pos:c.start]...)
@@ -75,6 +79,7 @@ func (i *Injector) rewrite(d *draft, m *message.Message, r *message.Recipient, b
 	if err != nil {
 		return nil, fmt.Errorf("inject: rewrite %s: %w", m.ID, err)
 	}
+	m.Plain = false
 	end := headerEnd(b)
 	s, bad := measure(b[end:])
 	if bad == nil && s.long {

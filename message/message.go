@@ -78,6 +78,10 @@ type Message struct {
 	// header does (RFC 6532), so that the transport must offer SMTPUTF8.
 	EightBit bool
 	UTF8     bool
+	// Plain says that every line of the bytes has been looked at since they came
+	// into this process: all are whole, clean and at most 998 octets long, and
+	// none begins with a dot. It is not stored; false means nothing is known.
+	Plain bool
 	// Internal marks mail we made ourselves (DSNs): it is never bounced to.
 	Internal bool
 	// Sandbox runs everything but the sending.

@@ -84,7 +84,7 @@ func (m *MTA) finish(t *txn, caps *outbound.Caps) *message.Reply {
 			return local(message.StageMail, 554, message.Enhanced{5, 6, 3}, "the server takes only 7-bit mail and this message cannot be converted: "+err.Error())
 		}
 		msg := *t.load.msg
-		msg.EightBit = false
+		msg.EightBit, msg.Plain = false, false
 		t.load = loaded{msg: &msg, body: body}
 	}
 	if t.load.signed {

@@ -151,7 +151,7 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 	env := outbound.Envelope{
 		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
 		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,
-		Body: t.load.body,
+		Body: t.load.body, Plain: t.load.msg.Plain,
 	}
 	if len(t.load.sig) > 0 {
 		env.Header = [][]byte{t.load.sig}

@@ -376,6 +376,29 @@ func TestMailMayComeBeforeRun(t *testing.T) {
 	})
 }
 
+func TestWhatIsReadFromDiskIsNotKnownToBePlain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, cache := range []int64{0, 1 << 20} {
+			cfg := DefaultConfig()
+			cfg.BodyCache = cache
+			w := newWorld(t, vfs.NewCrashableMem(), cfg)
+			s := w.submission("acme", "a@one.example")
+			s.Message.Plain = true
+			w.accept(s)
+			it := w.lease()
+			msg, _, err := w.m.Load([]*Item{it})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if msg.Plain != (cache > 0) {
+				t.Errorf("with a cache of %d octets plain is %v", cache, msg.Plain)
+			}
+			w.settle(it, message.EventDelivered, time.Time{})
+			w.stop()
+		}
+	})
+}
+
 func TestBodyInManyChunksComesBackWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := DefaultConfig()

@@ -85,13 +85,14 @@ func (c *Conn) chunk(size int, last bool) {
 	if n := len(text); n > 0 && text[n-1] != '\n' && text[n-1] != '\r' {
 		text = append(text, '\r', '\n') // room has left space
 	}
-	longest, clean := checkLines(text)
+	longest, dots, clean := checkLines(text)
 	switch {
 	case !clean:
 		c.settleMessage(nil, errBareLine)
 	case longest > c.srv.cfg.MaxTextLine:
 		c.settleMessage(nil, errLongLine)
 	default:
+		tx.plain = dots == 0 && longest <= plainLine
 		c.settleMessage(text, nil)
 	}
 }

@@ -196,3 +196,40 @@ func TestDataAndChunksDoNotMix(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+func TestPlainMessagesAreToldFromOthers(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 999)
+	for _, tt := range []struct {
+		text  string
+		plain bool
+	}{
+		{"Subject: x\r\n\r\nbody\r\n", true},
+		{"\r\n", true},
+		{long[1:] + "\r\n", true},
+		{long + "\r\n", false},
+		{".\r\n", false},
+		{"a\r\n.b\r\n", false},
+		{"a\r\n..\r\nb\r\n", false},
+	} {
+		cfg := testConfig()
+		cfg.MaxTextLine = 2000
+		stuffed := strings.ReplaceAll("\r\n"+tt.text, "\r\n.", "\r\n..")[2:]
+		half := len(tt.text) / 2
+		for _, way := range []struct{ name, first, then string }{
+			{"DATA", "DATA\r\n", stuffed + ".\r\n"},
+			{"BDAT", "", fmt.Sprintf("BDAT %d LAST\r\n%s", len(tt.text), tt.text)},
+			{"two chunks", fmt.Sprintf("BDAT %d\r\n%s", half, tt.text[:half]), fmt.Sprintf("BDAT %d LAST\r\n%s", len(tt.text)-half, tt.text[half:])},
+		} {
+			m := &mailbox{}
+			m.plain.Store(!tt.plain)
+			talk(t, cfg, m, hello+envelope+way.first, way.then)
+			if len(m.messages) != 1 || m.messages[0] != tt.text {
+				t.Errorf("%s of %.20q: got %.40q", way.name, tt.text, m.messages)
+			}
+			if m.plain.Load() != tt.plain {
+				t.Errorf("%s of %.20q: plain is %v", way.name, tt.text, !tt.plain)
+			}
+		}
+	}
+}

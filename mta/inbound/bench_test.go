@@ -18,12 +18,12 @@ import (
 // discard is the backend of the benchmarks.
 type discard struct{}
 
-func (discard) Reset()                                {}
-func (discard) Logout() error                         { return nil }
-func (discard) Mail(string, *smtp.MailOptions) error  { return nil }
-func (discard) Rcpt(string, *smtp.RcptOptions) error  { return nil }
-func (discard) DataBytes(body []byte) (string, error) { return "", nil }
-func (discard) Data(r io.Reader) error                { _, err := io.Copy(io.Discard, r); return err }
+func (discard) Reset()                                 {}
+func (discard) Logout() error                          { return nil }
+func (discard) Mail(string, *smtp.MailOptions) error   { return nil }
+func (discard) Rcpt(string, *smtp.RcptOptions) error   { return nil }
+func (discard) DataBytes([]byte, bool) (string, error) { return "", nil }
+func (discard) Data(r io.Reader) error                 { _, err := io.Copy(io.Discard, r); return err }
 
 // benchBody is text of about n octets in lines of 76.
 func benchBody(n int) []byte {

@@ -18,6 +18,7 @@ type transaction struct {
 	body   []byte // what BDAT brought so far is body[:size]
 	size   int
 	chunks int
+	plain  bool // of the whole message; see BytesSession
 }
 
 // verb is a command we know.

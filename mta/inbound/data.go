@@ -93,7 +93,7 @@ func (c *Conn) settleMessage(text []byte, e *smtp.SMTPError) {
 	var words string
 	var err error
 	if c.bytesTo != nil {
-		words, err = c.bytesTo.DataBytes(text)
+		words, err = c.bytesTo.DataBytes(text, c.tx.plain)
 	} else {
 		err = c.session.Data(bytes.NewReader(text))
 	}
@@ -148,6 +148,7 @@ func (c *Conn) receive() ([]byte, *smtp.SMTPError, error) {
 			if f.longest > c.srv.cfg.MaxTextLine {
 				return nil, errLongLine, nil
 			}
+			c.tx.plain = f.dots == 0 && f.longest <= plainLine
 			if f.dots > 0 {
 				text = unstuff(text)
 			}

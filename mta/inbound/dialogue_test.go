@@ -36,8 +36,8 @@ func TestMessageIsHandedOverAndAcknowledgedWithTheBackendsWords(t *testing.T) {
 // scribbler appends to the message it is given.
 type scribbler struct{ *mailSession }
 
-func (s scribbler) DataBytes(b []byte) (string, error) {
-	words, err := s.mailSession.DataBytes(b)
+func (s scribbler) DataBytes(b []byte, plain bool) (string, error) {
+	words, err := s.mailSession.DataBytes(b, plain)
 	_ = append(b, bytes.Repeat([]byte("QUIT\r\n"), 100)...)
 	for i := range b {
 		b[i] = '!'
@@ -583,11 +583,11 @@ func (p panicky) Mail(from string, o *smtp.MailOptions) error {
 	return p.mailSession.Mail(from, o)
 }
 
-func (p panicky) DataBytes(b []byte) (string, error) {
+func (p panicky) DataBytes(b []byte, plain bool) (string, error) {
 	if p.in == "DATA" {
 		panic("bug")
 	}
-	return p.mailSession.DataBytes(b)
+	return p.mailSession.DataBytes(b, plain)
 }
 
 func (p panicky) Reset() {

@@ -75,17 +75,24 @@ func unstuff(text []byte) []byte {
 	}
 }
 
-// checkLines looks at a message that came without dot-stuffing, in chunks:
-// the longest line and whether it is clean.
-func checkLines(text []byte) (longest int, clean bool) {
+// plainLine is the longest line that can be sent, in octets without its CRLF
+// (RFC 5322, 2.1.1).
+const plainLine = 998
+
+// checkLines looks at a message that came without dot-stuffing, in chunks: the
+// longest line, how many begin with a dot, and whether it is clean.
+func checkLines(text []byte) (longest, dots int, clean bool) {
 	lines := 0
 	for rest := text; len(rest) > 0; lines++ {
 		i := bytes.IndexByte(rest, '\n')
 		if i < 1 || rest[i-1] != '\r' {
-			return longest, false
+			return longest, dots, false
+		}
+		if rest[0] == '.' {
+			dots++
 		}
 		longest = max(longest, i-1)
 		rest = rest[i+1:]
 	}
-	return longest, bytes.Count(text, crByte) == lines && bytes.IndexByte(text, 0) < 0
+	return longest, dots, bytes.Count(text, crByte) == lines && bytes.IndexByte(text, 0) < 0
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,8 +67,9 @@ type mailbox struct {
 	words                     string
 	passwords                 map[string]string
 	guesses                   int
-	quiet                     bool   // do not log calls
-	work                      func() // what a message costs
+	quiet                     bool        // do not log calls
+	work                      func()      // what a message costs
+	plain                     atomic.Bool // of the last message
 }
 
 func (m *mailbox) NewSession(*Conn) (smtp.Session, error) { return &mailSession{m}, nil }
@@ -112,8 +114,12 @@ func (s *mailSession) Rcpt(to string, o *smtp.RcptOptions) error {
 	return nil
 }
 
-func (s *mailSession) DataBytes(b []byte) (string, error) {
+func (s *mailSession) DataBytes(b []byte, plain bool) (string, error) {
 	s.m.note("DATA")
+	if longest, dots, clean := checkLines(b); plain && (!clean || dots > 0 || longest > 998) {
+		panic("not plain: " + string(b))
+	}
+	s.m.plain.Store(plain)
 	if s.m.dataErr != nil {
 		return "", s.m.dataErr
 	}
@@ -131,7 +137,7 @@ func (s *mailSession) Data(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.DataBytes(b)
+	_, err = s.DataBytes(b, false)
 	return err
 }
 

@@ -246,7 +246,7 @@ func (c *choosy) Rcpt(to string, _ *smtp.RcptOptions) error {
 	return nil
 }
 
-func (c *choosy) DataBytes(b []byte) (string, error) {
+func (c *choosy) DataBytes(b []byte, _ bool) (string, error) {
 	if strings.Contains(string(b), "refuse me") {
 		return "", errors.New("an internal matter")
 	}
@@ -258,7 +258,7 @@ func (c *choosy) DataBytes(b []byte) (string, error) {
 func (c *choosy) Data(r io.Reader) error {
 	b, err := io.ReadAll(r)
 	if err == nil {
-		_, err = c.DataBytes(b)
+		_, err = c.DataBytes(b, false)
 	}
 	return err
 }

@@ -78,13 +78,13 @@ func (s *reports) Data(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.DataBytes(body)
+	_, err = s.DataBytes(body, false)
 	return err
 }
 
 // DataBytes hands the report over; it is durable when this returns without
 // error.
-func (s *reports) DataBytes(body []byte) (string, error) {
+func (s *reports) DataBytes(body []byte, _ bool) (string, error) {
 	if hops(body) > maxReceived {
 		return "", &smtp.SMTPError{Code: 554, EnhancedCode: smtp.EnhancedCode{5, 4, 6}, Message: "Mail is going round in circles"}
 	}

@@ -58,12 +58,13 @@ func (f BackendFunc) NewSession(c *Conn) (smtp.Session, error) { return f(c) }
 //
 // body is the whole message in CRLF lines, dot-unstuffed, free of bare CR, bare
 // LF and NUL. The callee may read and change it until it returns; the memory is
-// used again for another message after that. text, if not empty, follows "250
+// used again for another message after that. plain says that no line is longer
+// than 998 octets and none begins with a dot. text, if not empty, follows "250
 // 2.0.0 " in the reply: the place for the message id. It is cleaned and cut to
 // 400 octets.
 type BytesSession interface {
 	smtp.Session
-	DataBytes(body []byte) (text string, err error)
+	DataBytes(body []byte, plain bool) (text string, err error)
 }
 
 // Server serves SMTP on any number of listeners that share one Config.

@@ -70,7 +70,9 @@ func (p *plainSubmission) Logout() error                               { return 
 func (p *plainSubmission) Mail(from string, o *smtp.MailOptions) error { return p.s.Mail(from, o) }
 func (p *plainSubmission) Rcpt(to string, o *smtp.RcptOptions) error   { return p.s.Rcpt(to, o) }
 func (p *plainSubmission) Data(r io.Reader) error                      { return p.s.Data(r) }
-func (p *plainSubmission) DataBytes(body []byte) (string, error)       { return p.s.DataBytes(body) }
+func (p *plainSubmission) DataBytes(body []byte, plain bool) (string, error) {
+	return p.s.DataBytes(body, plain)
+}
 
 // submission is one client's session.
 type submission struct {
@@ -184,13 +186,14 @@ func (s *submission) Data(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.DataBytes(body)
+	_, err = s.DataBytes(body, false)
 	return err
 }
 
 // DataBytes hands the message over; it is durable when this returns without
 // error, and the text names it, and the durability if that is not the full one.
-func (s *submission) DataBytes(body []byte) (string, error) {
+func (s *submission) DataBytes(body []byte, plain bool) (string, error) {
+	s.env.Plain = plain
 	res, err := s.backend.Injector.Raw(context.Background(), s.env, body)
 	if err != nil {
 		return "", doorError(err)

@@ -60,13 +60,13 @@ func (f *tape) SetReadDeadline(time.Time) error  { return nil }
 func (f *tape) SetWriteDeadline(time.Time) error { return nil }
 
 // sendOn sends one message on a conversation already greeted.
-func sendOn(f *tape, header [][]byte, body []byte) *Result {
+func sendOn(f *tape, header [][]byte, body []byte, plain bool) *Result {
 	c := &Conn{raw: f, nc: f, caps: Caps{Pipelining: true}}
 	c.opts.Timeouts = c.opts.Timeouts.withDefaults()
 	return c.Send(context.Background(), &Envelope{
 		From:   message.MustAddress("a@example.com"),
 		To:     []message.Recipient{{Address: message.MustAddress("b@example.net")}},
-		Header: header, Body: body,
+		Header: header, Body: body, Plain: plain,
 	})
 }
 
@@ -79,7 +79,7 @@ const envelopeWire = "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDA
 func checkWire(t *testing.T, header [][]byte, body []byte) (sent bool) {
 	t.Helper()
 	f := &tape{parts: [][]byte{[]byte("250 ok\r\n250 ok\r\n354 go\r\n"), []byte("250 ok\r\n")}}
-	res := sendOn(f, header, body)
+	res := sendOn(f, header, body, false)
 	out := res.Outcomes[0]
 	if out.Result == message.Failed {
 		if !out.Reply.Local || out.Reply.Enhanced != (message.Enhanced{5, 6, 0}) || f.written.Len() > 0 || !res.Usable {
@@ -89,6 +89,12 @@ func checkWire(t *testing.T, header [][]byte, body []byte) (sent bool) {
 	}
 	if out.Result != message.Delivered {
 		t.Fatalf("%q: %v", body, out.Reply)
+	}
+	if !bytes.HasPrefix(body, []byte(".")) && !bytes.Contains(body, []byte("\n.")) {
+		known := &tape{parts: [][]byte{[]byte("250 ok\r\n250 ok\r\n354 go\r\n"), []byte("250 ok\r\n")}}
+		if sendOn(known, header, body, true); !bytes.Equal(known.written.Bytes(), f.written.Bytes()) {
+			t.Fatalf("%q: known to be plain it became %q", body, known.written.Bytes())
+		}
 	}
 	wire, ok := bytes.CutPrefix(f.written.Bytes(), []byte(envelopeWire))
 	if !ok {
