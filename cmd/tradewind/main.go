@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -117,10 +118,21 @@ func commands() []command {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		askForHugePages()
+		shareProcessors()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// shareProcessors runs one thread more than there are CPUs. Go takes a
+// processor away from a flush or a compaction of the store after 10 ms at the
+// soonest, and on a small machine whoever waits for an acknowledgement feels
+// each of them; the kernel shares CPUs out in finer slices.
+func shareProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	}
 }
 
 // run executes a command line and returns the exit status: 0, 1 for a failure,
