@@ -21,7 +21,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,8 +59,6 @@ type Options struct {
 	Exchange func(ctx context.Context, q *dns.Msg, network, server string) (*dns.Msg, error)
 	// DialTLS holds roots for outgoing TLS; nil means the system's.
 	DialTLS *tls.Config
-	// Scheduler makes Pebble's compaction scheduler, for virtual time.
-	Scheduler func() pebble.CompactionScheduler
 	// Rand spreads retries; nil means math/rand.
 	Rand func() float64
 }
@@ -201,9 +198,6 @@ func (a *App) makeRoom() error {
 }
 
 func (a *App) openStore(kind store.Kind, opt store.Options) (*store.DB, error) {
-	if a.opt.Scheduler != nil {
-		opt.Scheduler = a.opt.Scheduler()
-	}
 	db, err := store.Open(a.cfg.DataDir, kind, opt)
 	if err != nil {
 		return nil, err

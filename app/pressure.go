@@ -15,12 +15,13 @@ import (
 )
 
 // pressure stands between the doors and the queue: it refuses mail when storage
-// has failed, hangs or is nearly full, before anything is acknowledged. What
-// waits is delivered all the same.
+// has failed, hangs, falls behind or is nearly full, before anything is
+// acknowledged. What waits is delivered all the same.
 type pressure struct {
 	a       *App
 	full    atomic.Bool
 	stalled atomic.Bool
+	behind  atomic.Bool
 	bytes   atomic.Int64 // of mail that waits for its commit
 }
 
@@ -75,6 +76,7 @@ func (p *pressure) watch(ctx context.Context) error {
 		p.lookForStall()
 		if n%spaceEvery == 0 {
 			p.lookForSpace()
+			p.lookAtCompactions()
 		}
 		select {
 		case <-ctx.Done():
@@ -122,7 +124,30 @@ func (p *pressure) lookForStall() {
 	}
 }
 
+// What waits for compaction in the spool when mail is refused, and when it is
+// taken again; see store.DB.Sublevels.
+const (
+	mostSublevels = 20
+	fewSublevels  = 10
+)
+
+// lookAtCompactions takes no more mail while the spool cannot put in order what
+// it has, so that there is room for what deliveries write.
+func (p *pressure) lookAtCompactions() {
+	n := p.a.spool.Sublevels()
+	behind := n >= mostSublevels || n > fewSublevels && p.behind.Load()
+	if p.behind.Swap(behind) != behind {
+		if behind {
+			p.a.log.Error("the spool falls behind with its compactions: no mail is accepted until it has caught up; if a damaged file was named, it will not, and queue export is the way out",
+				"sublevels", n, "damage", p.a.spool.DamageMet())
+		} else {
+			p.a.log.Info("the spool has caught up with its compactions")
+		}
+	}
+}
+
 var (
+	errBehind  = errors.New("app: the spool falls behind with its compactions")
 	errStalled = errors.New("app: the disk does not answer")
 	errWaiting = errors.New("app: too much mail waits for the disk")
 )
@@ -137,6 +162,9 @@ func (p *pressure) err() error {
 	}
 	if p.stalled.Load() {
 		return errors.Join(message.ErrBusy, errStalled)
+	}
+	if p.behind.Load() {
+		return errors.Join(message.ErrBusy, errBehind)
 	}
 	return nil
 }

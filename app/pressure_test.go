@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -290,5 +291,113 @@ func TestMailIsRefusedWhileTheDiskDoesNotAnswer(t *testing.T) {
 	until(t, 2*time.Second, "taking mail again", func() bool { return a.pressure.err() == nil })
 	if err := a.pressure.Accept(t.Context(), []*message.Submission{submission(3, 200<<10)}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSpoolThatCannotCompactTakesNoMailAndDeliversWhatItHas puts a damaged table
+// under so many others that the spool is behind, for good.
+func TestSpoolThatCannotCompactTakesNoMailAndDeliversWhatItHas(t *testing.T) {
+	t.Parallel()
+	fs := vfs.NewMem()
+	refused := func(context.Context, *mta.Source, string, string, bool) (net.Conn, error) {
+		return nil, syscall.ECONNREFUSED
+	}
+	a, end := begin(t, small(t), Options{FS: fs, Dial: refused})
+	const messages = 20
+	for i := range messages {
+		if err := a.pressure.Accept(t.Context(), []*message.Submission{submission(i, 20<<10)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end()
+
+	// Bodies without a message lie over each other.
+	open := func() *store.DB {
+		db, err := store.Open("data", store.Spool, store.Options{FS: fs, MemTableBytes: 256 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	ids := &message.IDSource{}
+	when := time.Unix(1, 0)
+	first, last := ids.New(when), ids.New(when.Add(time.Hour))
+	write := func(db *store.DB) {
+		b := db.NewBatch(0)
+		defer b.Close()
+		for n := range uint32(100) {
+			b.Set(store.BodyKey(nil, first, n), []byte("first"))
+			b.Set(store.BodyKey(nil, last, n), []byte("last"))
+		}
+		if err := errors.Join(b.Commit(), db.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := open()
+	err := db.Flush()
+	before, listErr := fs.List("data/spool")
+	if err = errors.Join(err, listErr); err != nil {
+		t.Fatal(err)
+	}
+	write(db)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.List("data/spool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".sst") && !slices.Contains(before, name) {
+			flip(t, fs, "data/spool/"+name)
+		}
+	}
+	for db = open(); db.Sublevels() < mostSublevels; {
+		write(db)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	var received atomic.Int64
+	sink, err := loadgen.New(loadgen.SinkConfig{OnMessage: func(*loadgen.Received) { received.Add(1) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe := loadgen.Listen()
+	go sink.Serve(pipe)
+	defer sink.Shutdown(context.Background())
+	a, end = begin(t, small(t), Options{FS: fs, Dial: func(ctx context.Context, _ *mta.Source, network, addr string, _ bool) (net.Conn, error) {
+		return pipe.Dial(ctx, network, addr)
+	}})
+	defer end()
+	until(t, 5*time.Second, "refusal", func() bool {
+		err := a.pressure.Accept(t.Context(), []*message.Submission{submission(100, 1<<10)})
+		return errors.Is(err, errBehind) && errors.Is(err, message.ErrBusy)
+	})
+	if r := a.pressure.smtp(); r == nil || r.Code != 421 {
+		t.Errorf("got %v at the door, want 421", r)
+	}
+	until(t, 30*time.Second, "delivery", func() bool { return received.Load() >= messages && a.queue.Stats().Waiting == 0 })
+}
+
+// flip damages a file in its middle.
+func flip(t *testing.T, fs vfs.FS, name string) {
+	t.Helper()
+	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := f.Stat()
+	var b [1]byte
+	if err == nil {
+		_, err = f.ReadAt(b[:], st.Size()/3)
+	}
+	if err == nil {
+		b[0] ^= 0x55
+		_, err = f.WriteAt(b[:], st.Size()/3)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -10,34 +10,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
 )
 
-// eager lets every compaction run at once and, unlike Pebble's own scheduler,
-// needs no ticking goroutine, which would keep a bubble of virtual time alive.
-type eager struct{}
-
-func (eager) Register(int, pebble.DBForCompaction) {}
-func (eager) Unregister()                          {}
-func (eager) TrySchedule() (bool, pebble.CompactionGrantHandle) {
-	return true, grant{}
-}
-func (eager) UpdateGetAllowedWithoutPermission() {}
-
-type grant struct{}
-
-func (grant) Started()                                                {}
-func (grant) MeasureCPU(pebble.CompactionGoroutineKind)               {}
-func (grant) CumulativeStats(stats pebble.CompactionGrantHandleStats) {}
-func (grant) Done()                                                   {}
-
 func openSpool(t testing.TB, fs vfs.FS) *store.DB {
 	t.Helper()
-	db, err := store.Open("data", store.Spool, store.Options{FS: fs, Scheduler: eager{}, CacheBytes: 1 << 20, MemTableBytes: 1 << 20})
+	db, err := store.Open("data", store.Spool, store.Options{FS: fs, CacheBytes: 1 << 20, MemTableBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -116,7 +115,6 @@ func newWorld(t *testing.T, c worldConfig) *world {
 	}
 	db, err := store.Open("data", store.Spool, store.Options{
 		FS: vfs.NewMem(), MemTableBytes: 4 << 20, CacheBytes: 4 << 20,
-		Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
 	})
 	if err != nil {
 		t.Fatal(err)

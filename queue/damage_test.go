@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -36,7 +35,6 @@ type rotted struct {
 func rotOptions(fs vfs.FS) store.Options {
 	return store.Options{
 		FS: fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20,
-		Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -78,7 +77,6 @@ func (w *machine) now() time.Time {
 func (w *machine) open() error {
 	db, err := store.Open("data", store.Spool, store.Options{
 		FS: w.fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20,
-		Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
 	})
 	if err != nil {
 		return err

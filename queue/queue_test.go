@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -53,8 +52,7 @@ func newIdleWorld(t *testing.T, fs *vfs.MemFS, cfg Config, with ...func(*Deps)) 
 	t.Helper()
 	w := &world{t: t, fs: fs, ids: &message.IDSource{}, ready: map[*Queue]bool{}}
 	db, err := store.Open("data", store.Spool, store.Options{
-		FS:        fs,
-		Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
+		FS: fs,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
@@ -139,7 +138,6 @@ func (s *storm) session(cut int64, ops int) error {
 	}))
 	db, err := store.Open("data", store.Spool, store.Options{
 		FS: fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20,
-		Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
 	})
 	if err != nil {
 		return fmt.Errorf("reopen: %w", err)

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/bounce"
@@ -84,7 +83,7 @@ func (w *world) start() {
 	t := w.t
 	t.Helper()
 	open := func(kind store.Kind) *store.DB {
-		db, err := store.Open(w.dir, kind, store.Options{FS: w.fs, Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()})
+		db, err := store.Open(w.dir, kind, store.Options{FS: w.fs})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -116,4 +118,61 @@ func flipEach(t *testing.T, fs vfs.FS, ext, where string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestDamagedTableInLevelZeroStopsCompactionsAndNothingElse damages what was flushed
+// last. No compaction can get past it.
+func TestDamagedTableInLevelZeroStopsCompactionsAndNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 13))
+		fs := vfs.NewMem()
+		opt := Options{FS: fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20}
+		db, err := Open("data", Spool, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(churn(db, r, 200), db.Flush(), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		flipEach(t, fs, ".sst", "middle")
+		if db, err = Open("data", Spool, opt); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		if n := db.Metrics().Levels[0].TablesCount; n == 0 {
+			t.Error("no table in level 0")
+		}
+		failed := func() int64 { return db.Metrics().Compact.FailedCount }
+		// Beyond the 24 tables at which commits used to wait for ever.
+		for began := time.Now(); db.Sublevels() < 30; {
+			if err := churn(db, r, 500); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if time.Since(began) > 0 && failed() > 1 {
+				t.Fatalf("%d compactions failed without a wait between them", failed())
+			}
+		}
+		if failed() == 0 || db.DamageMet() == 0 {
+			t.Errorf("%d compactions failed, %d times damage was met", failed(), db.DamageMet())
+		}
+		time.Sleep(10 * time.Minute)
+		// After 1, 2, 4, 8, 16, 32 and 60 s, and so on.
+		if n := failed(); n < 5 || n > 20 {
+			t.Errorf("%d compactions failed in ten minutes, want a dozen", n)
+		}
+		b := db.NewBatch(0)
+		defer b.Close()
+		b.Set([]byte("b000001"), []byte("last"))
+		if err := b.Commit(); err != nil {
+			t.Error(err)
+		}
+		if v, err := db.Get([]byte("b000001")); err != nil || string(v) != "last" {
+			t.Errorf("read %q, %v", v, err)
+		}
+	})
 }

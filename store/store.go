@@ -54,9 +54,6 @@ type Options struct {
 	MemTableBytes uint64
 	// MaxOpenFiles bounds the files Pebble keeps open; 0 means 512.
 	MaxOpenFiles int
-	// Scheduler replaces Pebble's compaction scheduler: tests in virtual time
-	// need one without a ticking goroutine.
-	Scheduler pebble.CompactionScheduler
 }
 
 // DB is one database. All methods are safe for concurrent use.
@@ -83,7 +80,9 @@ type DB struct {
 	stall  stall
 	marks  marks
 	damage damage
-	lost   *Lost // set by Open
+
+	compactor *compactor
+	lost      *Lost // set by Open
 }
 
 // ErrFormat reports a store written by another release in a layout this one
@@ -98,7 +97,7 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), closed: make(chan struct{})}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), closed: make(chan struct{}), compactor: newCompactor()}
 	if err := db.checkManifest(); err != nil {
 		return nil, err
 	}
@@ -159,7 +158,9 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		MemTableStopWritesThreshold: 4,
 		MaxOpenFiles:                opt.MaxOpenFiles,
 		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       24,
+		// Pebble would have commits wait for ever, those of deliveries too. Who
+		// takes mail in looks at Sublevels.
+		L0StopWritesThreshold: 1000,
 	}
 	if o.CacheSize == 0 {
 		o.CacheSize = 64 << 20
@@ -188,7 +189,8 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		}
 		db.die(fmt.Errorf("background: %w", err))
 	}, DataCorruption: db.damaged}
-	o.Experimental.CompactionScheduler = opt.Scheduler
+	o.Experimental.CompactionScheduler = db.compactor
+	o.EventListener.CompactionEnd = func(info pebble.CompactionInfo) { db.compactor.ended(info.Err) }
 	if db.kind == Spool {
 		// Half of what is flushed is tombstones of messages delivered at once.
 		// Left alone, Pebble compacts each table for them, and the journal beside
@@ -336,6 +338,16 @@ func (db *DB) Metrics() *pebble.Metrics {
 	return db.p.Metrics()
 }
 
+// Sublevels is how many flushed tables lie over each other, at the most, and wait
+// for their compaction: a handful in good order. Without end it grows when the
+// disk is too slow for what is written, or when one of them is damaged.
+func (db *DB) Sublevels() int {
+	if db.Err() != nil {
+		return 0
+	}
+	return int(db.p.Metrics().Levels[0].Sublevels)
+}
+
 // Flush writes the memtable out, so that a following start has no log to
 // replay.
 func (db *DB) Flush() error { return db.bounded(db.p.Flush) }
@@ -363,6 +375,7 @@ func (db *DB) die(cause error) error {
 		err := fmt.Errorf("%w: %s: %w", ErrDead, db.kind, cause)
 		db.dead.Store(&err)
 		close(db.died)
+		db.compactor.stop()
 		db.log.Error("storage failed", "err", cause)
 		if db.onFatal != nil {
 			go db.onFatal(err)

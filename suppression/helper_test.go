@@ -8,34 +8,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
 )
 
-// eager is a compaction scheduler without a ticking goroutine, which would
-// keep a bubble of virtual time alive.
-type eager struct{}
-
-func (eager) Register(int, pebble.DBForCompaction)              {}
-func (eager) Unregister()                                       {}
-func (eager) TrySchedule() (bool, pebble.CompactionGrantHandle) { return true, grant{} }
-func (eager) UpdateGetAllowedWithoutPermission()                {}
-
-type grant struct{}
-
-func (grant) Started()                                          {}
-func (grant) MeasureCPU(pebble.CompactionGoroutineKind)         {}
-func (grant) CumulativeStats(pebble.CompactionGrantHandleStats) {}
-func (grant) Done()                                             {}
-
 var testKey = bytes.Repeat([]byte{7}, 32)
 
 func openLedger(t testing.TB, fs vfs.FS) *store.DB {
 	t.Helper()
-	db, err := store.Open("data", store.Ledger, store.Options{FS: fs, Scheduler: eager{}})
+	db, err := store.Open("data", store.Ledger, store.Options{FS: fs})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/emersion/go-msgauth/dkim"
 	"github.com/prometheus/client_golang/prometheus"
@@ -123,9 +122,6 @@ func (w *world) start() {
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
 		FS:     m.disk, Memory: true,
 		Listen: m.listen, Dial: m.dial, Exchange: m.exchange,
-		Scheduler: func() pebble.CompactionScheduler {
-			return pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
-		},
 		Rand: func() float64 { return 0.5 }, // retries fall on the dot
 	})
 	if err != nil {
@@ -190,7 +186,7 @@ func (w *world) end() {
 func (w *world) verify() {
 	w.t.Helper()
 	db, err := store.Open("data", store.Spool, store.Options{
-		FS: w.machine.disk, Scheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(),
+		FS: w.machine.disk,
 	})
 	if err != nil {
 		w.t.Fatalf("open the spool: %v", err)
