@@ -142,8 +142,11 @@ func bodyOf(db *store.DB, id message.ID, size int) ([]byte, error) {
 	for n := uint32(0); len(data) < size; n++ {
 		before := len(data)
 		next, err := db.AppendGet(data, store.BodyKey(key[:0], id, n))
-		if err != nil {
+		if store.IsDamage(err) {
 			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, id, err)
+		}
+		if err != nil {
+			return nil, err
 		}
 		if next == nil || len(next) == before {
 			return nil, fmt.Errorf("%w: %s: body chunk %d missing", ErrDamaged, id, n)

@@ -107,27 +107,58 @@ func TestStalledDiskIsNoticedAndForgotten(t *testing.T) {
 
 func TestReadErrorEndsTheStoreInsteadOfLookingLikeDamage(t *testing.T) {
 	t.Parallel()
-	mem := vfs.NewMem()
-	db := open(t, mem, nil)
-	if err := errors.Join(commitOne(db, "m1"), db.Flush(), db.Close()); err != nil {
+	for ext, size := range map[string]int{".sst": 10, ".blob": 4000} {
+		t.Run(ext, func(t *testing.T) {
+			t.Parallel()
+			mem := vfs.NewMem()
+			fill(t, mem, size)
+			var broken atomic.Bool
+			injected := errors.New("injected EIO")
+			fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if broken.Load() && strings.HasSuffix(op.Path, ext) && op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+					return injected
+				}
+				return nil
+			}))
+			db, err := Open("data", Spool, Options{FS: fs, CacheBytes: 1}) // so that reads reach the disk
+			if err != nil {
+				t.Fatal(err)
+			}
+			broken.Store(true)
+			_, err = db.Get([]byte("b1"))
+			if !errors.Is(err, ErrDead) || !errors.Is(err, injected) || IsDamage(err) {
+				t.Errorf("got %v, want ErrDead with its cause and no word of damage", err)
+			}
+		})
+	}
+}
+
+// fill makes a spool with one value of size bytes in a table or a blob file.
+func fill(t *testing.T, fs vfs.FS, size int) {
+	t.Helper()
+	db := open(t, fs, nil)
+	b := db.NewBatch(0)
+	b.Set([]byte("b1"), make([]byte, size))
+	err := b.Commit()
+	b.Close()
+	if err := errors.Join(err, db.Flush(), db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	var broken atomic.Bool
-	injected := errors.New("injected EIO")
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if broken.Load() && strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsRead {
-			return injected
-		}
-		return nil
-	}))
-	db, err := Open("data", Spool, Options{FS: fs, CacheBytes: 1}) // so that reads reach the disk
-	if err != nil {
-		t.Fatal(err)
+}
+
+func TestDamagedBlobFileIsNamedByTheReadThatMeetsIt(t *testing.T) {
+	t.Parallel()
+	fs := vfs.NewMem()
+	fill(t, fs, 4000)
+	flipEach(t, fs, ".blob", "middle")
+	db := open(t, fs, nil)
+	defer db.Close()
+	v, err := db.Get([]byte("b1"))
+	if v != nil || !IsDamage(err) || db.Err() != nil {
+		t.Errorf("got %d bytes and %v, want damage; the store: %v", len(v), err, db.Err())
 	}
-	broken.Store(true)
-	_, err = db.Get([]byte("m1"))
-	if !errors.Is(err, ErrDead) || !errors.Is(err, injected) || IsDamage(err) {
-		t.Errorf("got %v, want ErrDead with its cause and no word of damage", err)
+	if names := db.DamagedFiles(); len(names) != 1 || !strings.Contains(names[0], ".blob: ") || db.DamageMet() != 1 {
+		t.Errorf("%d reads met damage, in %q", db.DamageMet(), names)
 	}
 }
 

@@ -268,7 +268,10 @@ func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
 		dst = make([]byte, 0, len(v))
 	}
 	dst = append(dst, v...)
-	return dst, closer.Close()
+	if err := closer.Close(); err != nil { // of a value in a blob file Pebble tells it here
+		return nil, fmt.Errorf("store: get from %s: %w", db.kind, db.readFailed(err))
+	}
+	return dst, nil
 }
 
 // Iter walks keys in order. It sees the database as it was when the iterator
