@@ -47,6 +47,10 @@ func TestCompactionThatMeetsDamageNeitherEndsTheStoreNorTriesAtOnceAgain(t *test
 			t.Run(ext+" "+at, func(t *testing.T) {
 				t.Parallel()
 				r := rand.New(rand.NewPCG(1, 12))
+				over := 20_000
+				if brief() {
+					over = 5000
+				}
 				fs := vfs.NewMem()
 				opt := Options{FS: fs, MemTableBytes: 256 << 10, CacheBytes: 1 << 20}
 				db, err := Open("data", Spool, opt)
@@ -67,7 +71,7 @@ func TestCompactionThatMeetsDamageNeitherEndsTheStoreNorTriesAtOnceAgain(t *test
 				if db, err = Open("data", Spool, opt); err != nil {
 					t.Fatal(err)
 				}
-				if err := churn(db, r, 20_000); err != nil {
+				if err := churn(db, r, over); err != nil {
 					t.Fatal(err)
 				}
 				m := db.Metrics().Compact
