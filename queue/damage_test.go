@@ -10,10 +10,12 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/store"
@@ -305,4 +307,44 @@ func TestFlippedByteIsNeverDeliveredAltered(t *testing.T) {
 	}
 	t.Logf("%d flips: %d refused by name, %d named while the rest lived on, %d lost ends of the log reported, %d without consequence; of %d recipients %d ended as damaged, %d did not end and are named, %d lay with their keys where nothing can be read",
 		n, refused, named, lost, harmless, n*len(w.names), ended, visible, hidden)
+}
+
+func TestDiskThatCannotBeReadIsNotTakenForDamage(t *testing.T) {
+	t.Parallel()
+	w := newRotted(t)
+	for _, ext := range []string{".sst", ".blob"} {
+		var broken atomic.Bool
+		fs := errorfs.Wrap(w.fs.CrashClone(vfs.CrashCloneCfg{}), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if broken.Load() && strings.HasSuffix(op.Path, ext) && op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+				return errInjected
+			}
+			return nil
+		}))
+		opt := rotOptions(fs)
+		opt.CacheBytes = 1 // so that reads reach the disk
+		db, err := store.Open("data", store.Spool, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, _ := w.manager(t, db)
+		broken.Store(true)
+		failed := false
+		for id, body := range w.bodies {
+			_, err := m.Message(id)
+			if err == nil {
+				_, err = m.Body(id, len(body))
+			}
+			if err == nil {
+				continue
+			}
+			failed = true
+			if !errors.Is(err, store.ErrDead) || errors.Is(err, ErrDamaged) {
+				t.Errorf("%s: got %v, want ErrDead and no word of damage", ext, err)
+			}
+			break
+		}
+		if !failed {
+			t.Errorf("%s: everything could be read", ext)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -124,6 +125,9 @@ func (m *Manager) lookup(id message.ID) (*message.Message, error) {
 // Message reads the record of message id, which must be in the queue.
 func (m *Manager) Message(id message.ID) (*message.Message, error) {
 	msg, err := m.lookup(id)
+	if errors.Is(err, store.ErrDead) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, id, err)
 	}
