@@ -89,6 +89,8 @@ func TestCompactionThatMeetsDamageNeitherEndsTheStoreNorTriesAtOnceAgain(t *test
 	}
 }
 
+// flipEach turns a byte over in every file with this extension, but for the small
+// tables of what the store needs to open.
 func flipEach(t *testing.T, fs vfs.FS, ext, where string) {
 	t.Helper()
 	names, err := fs.List("data/spool")
@@ -107,6 +109,9 @@ func flipEach(t *testing.T, fs vfs.FS, ext, where string) {
 		data, err := io.ReadAll(f)
 		if err = errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
+		}
+		if ext == ".sst" && len(data) < 2<<10 {
+			continue
 		}
 		at := len(data) / 3
 		if where == "end" {

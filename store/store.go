@@ -178,6 +178,8 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
+	o.Levels[len(o.Levels)-1].FilterPolicy = pebble.NoFilterPolicy // it is not read there
+	o.Experimental.SpanPolicyFunc = keySpaceOf
 	// What is flushed is soon compacted: compressing it is work done twice.
 	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	// Pebble would try a flush that fails again for ever, while commits wait.
@@ -209,6 +211,16 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		}
 	}
 	return o
+}
+
+// keySpaceOf ends a table where a key space ends. In most of them keys grow with
+// time, so that new tables lie behind the old ones; a table over several spaces
+// would overlap with all that is older, and compactions would write that anew.
+func keySpaceOf(key []byte) (policy pebble.SpanPolicy, end []byte, err error) {
+	if len(key) > 0 && key[0] < 0xff {
+		end = []byte{key[0] + 1}
+	}
+	return policy, end, nil
 }
 
 // prepare checks the format and starts the sequence.
