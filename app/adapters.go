@@ -274,8 +274,8 @@ func (a *App) registerMetrics() {
 	gauge("tradewind_store_disk_bytes", "Space the spool uses.", func() float64 { return float64(a.spool.Metrics().DiskSpaceUsage()) })
 	gauge("tradewind_store_commits", "Commits that wait for the disk.", func() float64 { return float64(a.spool.Committing()) })
 	gauge("tradewind_store_stall_seconds", "For how long none of them has ended.", func() float64 { return a.spool.Stalled(a.opt.Now()).Seconds() })
-	gauge("tradewind_store_sublevels", "Flushed tables that lie over each other and wait for compaction: a handful in good order, and at 20 no mail is accepted.", func() float64 {
-		return float64(a.spool.Sublevels())
+	gauge("tradewind_store_uncompacted_tables", "Tables of the spool that were flushed and wait for compaction: some forty in good order, and at 200 no mail is accepted.", func() float64 {
+		return float64(a.spool.Uncompacted())
 	})
 	gauge("tradewind_store_damage", "Reads since the start that met data which is not what was written; a lost end of a log counts as one.", func() float64 {
 		return float64(a.spool.DamageMet() + a.ledger.DamageMet())

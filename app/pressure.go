@@ -125,21 +125,21 @@ func (p *pressure) lookForStall() {
 }
 
 // What waits for compaction in the spool when mail is refused, and when it is
-// taken again; see store.DB.Sublevels.
+// taken again; see store.DB.Uncompacted.
 const (
-	mostSublevels = 20
-	fewSublevels  = 10
+	mostUncompacted = 200
+	fewUncompacted  = 100
 )
 
 // lookAtCompactions takes no more mail while the spool cannot put in order what
 // it has, so that there is room for what deliveries write.
 func (p *pressure) lookAtCompactions() {
-	n := p.a.spool.Sublevels()
-	behind := n >= mostSublevels || n > fewSublevels && p.behind.Load()
+	n := p.a.spool.Uncompacted()
+	behind := n >= mostUncompacted || n > fewUncompacted && p.behind.Load()
 	if p.behind.Swap(behind) != behind {
 		if behind {
 			p.a.log.Error("the spool falls behind with its compactions: no mail is accepted until it has caught up; if a damaged file was named, it will not, and queue export is the way out",
-				"sublevels", n, "damage", p.a.spool.DamageMet())
+				"tables", n, "damage", p.a.spool.DamageMet())
 		} else {
 			p.a.log.Info("the spool has caught up with its compactions")
 		}

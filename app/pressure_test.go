@@ -352,7 +352,7 @@ func TestSpoolThatCannotCompactTakesNoMailAndDeliversWhatItHas(t *testing.T) {
 			flip(t, fs, "data/spool/"+name)
 		}
 	}
-	for db = open(); db.Sublevels() < mostSublevels; {
+	for db = open(); db.Uncompacted() < mostUncompacted; {
 		write(db)
 	}
 	if err := db.Close(); err != nil {

@@ -157,7 +157,7 @@ func TestDamagedTableInLevelZeroStopsCompactionsAndNothingElse(t *testing.T) {
 		}
 		failed := func() int64 { return db.Metrics().Compact.FailedCount }
 		// Beyond the 24 tables at which commits used to wait for ever.
-		for began := time.Now(); db.Sublevels() < 30; {
+		for began := time.Now(); db.Metrics().Levels[0].Sublevels < 30; {
 			if err := churn(db, r, 500); err != nil {
 				t.Fatal(err)
 			}
