@@ -101,6 +101,8 @@ var (
 	// ErrConflict reports something that cannot be done in the present state,
 	// such as cancelling what was delivered.
 	ErrConflict = errors.New("conflict")
+	// ErrForbidden reports a suppression that only the person can lift.
+	ErrForbidden = errors.New("only the person can lift this suppression")
 )
 
 // Replays finds remembered requests; package queue stores them in the batch of

@@ -162,6 +162,9 @@ func (l *lists) Remove(_ context.Context, tenant string, addr message.Address, _
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, s := range l.by[tenant] {
+		if s.Address == addr && s.Reason == "unsubscribe" {
+			return fmt.Errorf("lists: %w", ErrForbidden)
+		}
 		if s.Address == addr {
 			l.by[tenant] = append(l.by[tenant][:i:i], l.by[tenant][i+1:]...)
 			return nil

@@ -418,6 +418,8 @@ func TestSuppressionsComeAndGo(t *testing.T) {
 		t.Errorf("%d %s", res.Code, res.Body)
 	}
 	w.call("DELETE", "/v1/suppressions?email=a@example.net", "").problem(404, "not_found")
+	w.call("POST", "/v1/suppressions", `{"email":"gone@example.net","reason":"unsubscribe"}`)
+	w.call("DELETE", "/v1/suppressions?email=gone@example.net", "").problem(403, "forbidden")
 	w.call("DELETE", "/v1/suppressions", "").field("email")
 	w.call("POST", "/v1/suppressions", `{"email":"x"}`).field("email")
 	w.call("POST", "/v1/suppressions", `{"email":"a@example.net","suppressions":[{"email":"b@example.net"}]}`).field("suppressions")

@@ -80,6 +80,8 @@ func asProblem(err error) *Problem {
 		return problem(http.StatusRequestEntityTooLarge, "too_large", "the request is larger than %d octets", tooLarge.Limit)
 	case errors.Is(err, ErrNotFound):
 		return problem(http.StatusNotFound, "not_found", "there is no such thing")
+	case errors.Is(err, ErrForbidden):
+		return problem(http.StatusForbidden, "forbidden", "only the person can lift this suppression: they asked for it themselves")
 	case errors.Is(err, ErrConflict):
 		return problem(http.StatusConflict, "conflict", "that can no longer be done")
 	case errors.Is(err, ErrCursorGone):

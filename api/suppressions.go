@@ -31,7 +31,7 @@ type Suppressions interface {
 	// Add stores entries durably, in one batch; one that exists is replaced.
 	Add(ctx context.Context, tenant string, entries []Suppression) error
 	// Remove takes an address off the list, or off one stream of it. ErrNotFound:
-	// it was not there.
+	// it was not there. ErrForbidden: the person asked for it themselves.
 	Remove(ctx context.Context, tenant string, addr message.Address, stream string) error
 }
 

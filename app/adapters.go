@@ -219,7 +219,7 @@ func (v suppressionView) Remove(_ context.Context, tenant string, addr message.A
 	case errors.Is(err, suppression.ErrNotFound):
 		return api.ErrNotFound
 	case errors.Is(err, suppression.ErrForbidden):
-		return errors.Join(api.ErrConflict, err)
+		return errors.Join(api.ErrForbidden, err)
 	}
 	return err
 }
