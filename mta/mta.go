@@ -260,7 +260,7 @@ func (m *MTA) Run(ctx context.Context) error {
 
 // Ready takes a queue that has something to send. It does not block.
 func (m *MTA) Ready(q *queue.Queue) {
-	if m.soft.Err() != nil {
+	if m.ending() {
 		return
 	}
 	key := q.Key()
@@ -316,6 +316,10 @@ func (m *MTA) source(name string) *Source {
 func local(stage message.Stage, code int, enhanced message.Enhanced, text string) *message.Reply {
 	return &message.Reply{Code: code, Enhanced: enhanced, Text: text, Stage: stage, Local: true}
 }
+
+// ending reports that nothing new is to be begun: we are stopping, or the storage
+// has failed, and what is sent now could not be recorded and would be sent again.
+func (m *MTA) ending() bool { return m.soft.Err() != nil || m.queue.Err() != nil }
 
 // isShutdown reports errors that say no more than that we are stopping.
 func isShutdown(err error) bool {

@@ -148,6 +148,10 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		return c, true
 	}
 	s.granted(t)
+	if m.queue.Err() != nil { // nothing could be recorded: it would be sent again
+		t.q.Release(t.items)
+		return c, true
+	}
 	env := outbound.Envelope{
 		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
 		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,

@@ -215,7 +215,7 @@ func (s *site) notified(l *lane) {
 
 // wakeBy makes sure that kick is called no later than t.
 func (s *site) wakeBy(t time.Time) {
-	if t.IsZero() || (!s.wakeAt.IsZero() && !t.Before(s.wakeAt)) || s.m.soft.Err() != nil {
+	if t.IsZero() || (!s.wakeAt.IsZero() && !t.Before(s.wakeAt)) || s.m.ending() {
 		return
 	}
 	s.wakeAt = t
@@ -225,7 +225,7 @@ func (s *site) wakeBy(t time.Time) {
 // kick hands out work and starts runners for it. A site that has retired has
 // none, but a notice may still come. REQUIRES: s.mu.
 func (s *site) kick(now time.Time) {
-	if s.m.soft.Err() != nil || s.lanes == nil {
+	if s.lanes == nil || s.m.ending() {
 		return
 	}
 	s.fill(now)
@@ -434,7 +434,7 @@ func (s *site) take(l *lane, first, open bool) *txn {
 	if first {
 		l.starting--
 	}
-	if s.m.soft.Err() == nil && !l.until.After(now) && !l.stopped && (open || !l.capped) {
+	if !s.m.ending() && !l.until.After(now) && !l.stopped && (open || !l.capped) {
 		if l.buf.len() == 0 {
 			s.fill(now)
 		}
@@ -448,7 +448,7 @@ func (s *site) take(l *lane, first, open bool) *txn {
 	if l.until.After(now) && l.buf.len() > 0 {
 		s.wakeBy(l.until)
 	}
-	if s.m.soft.Err() != nil {
+	if s.m.ending() {
 		s.drain(l)
 	}
 	return nil

@@ -179,7 +179,7 @@ func mustPolicy(name string) outbound.TLSPolicy {
 // ends every item of the queue; after a temporary one a single message is
 // deferred, so that its sender hears of it, and the queue rests.
 func (m *MTA) unreachable(q *queue.Queue, reply *message.Reply) {
-	for m.soft.Err() == nil {
+	for !m.ending() {
 		items := q.Lease(100)
 		if len(items) == 0 {
 			return // more may come from disk; Ready says so

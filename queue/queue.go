@@ -229,6 +229,10 @@ func (m *Manager) Close() error {
 	return m.counts.close()
 }
 
+// Err is nil while the storage can be trusted, and wraps store.ErrDead after
+// that.
+func (m *Manager) Err() error { return m.db.Err() }
+
 // Config returns the settings in force; SetConfig replaces them.
 func (m *Manager) Config() *Config { return m.cfg.Load() }
 

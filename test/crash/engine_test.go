@@ -103,15 +103,14 @@ trust_loopback = true
 [queue]
 retry = ["1s"]
 
-[delivery]
-retry_connection = "100ms"
-host_down = "100ms"
-
 [[route]]
 domains = ["*"]
 next_hops = [%q]
 tls = "off"
 
+[delivery]
+retry_connection = "100ms"
+host_down = "100ms"
 %s
 `, dir, e.smtp, e.api, e.admin, sink, more)
 	if err := os.WriteFile(e.config, []byte(text), 0o600); err != nil {

@@ -52,15 +52,17 @@ func offerTo(ctx context.Context, l *ledger, target string, rate float64) (ended
 func endsByItself(t *testing.T, bin, dir string, wrap []string) {
 	t.Helper()
 	l := newLedger(t, load(nil, ""))
+	// Few connections, and load without a limit: behind each message that meets the
+	// failure there is another one that must not be sent any more.
 	sink, addr := startSink(t, loadgen.SinkConfig{OnMessage: l.onMessage})
-	e := newEngine(t, bin, dir, addr, "")
+	e := newEngine(t, bin, dir, addr, "lane_connections = 2\n")
 	e.wrap = wrap
 	e.start()
 	e.mustBeReady(time.Minute)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	begun := time.Now()
-	ended := offerTo(ctx, l, e.smtp, 500)
+	ended := offerTo(ctx, l, e.smtp, 0)
 	status, ok := e.wait(time.Minute)
 	took := time.Since(begun)
 	cancel()
