@@ -30,10 +30,12 @@ type Retention struct {
 const (
 	day         = 24 * time.Hour
 	longestHold = 29 * day
-	// historyGrace is how long the index of a message outlives the journal's
-	// oldest event: a message is accepted days before its last event.
+	// historyGrace is how much older than the journal's oldest event a message is
+	// before what the index says of it is looked through: few have events so late.
 	historyGrace = 7 * day
 	indexGrain   = time.Hour
+	indexRun     = 32      // dead entries in a row that are worth a deletion of a span
+	indexBatch   = 1 << 20 // bytes
 
 	sweepEvery   = 10 * time.Second
 	markBytes    = 64 << 20 // at most this much is read to find the size after a crash
@@ -90,7 +92,7 @@ type sweeper struct {
 	before  uint64    // bytes in the journal's life before this process
 	last    mark      // newest mark
 	cut     uint64    // everything up to here is deleted
-	index   time.Time // the index of messages accepted before is deleted
+	index   time.Time // the index of messages accepted before has been looked through
 }
 
 // Run applies the retention until ctx ends, and returns nil then. slowest
@@ -165,11 +167,63 @@ func (s *sweeper) sweep() error {
 	if cut.seq == s.last.seq {
 		gone = now.at.Add(-k.MaxAge) // nor anything newer; the index ages on
 	}
-	if to := gone.Add(-historyGrace); to.Sub(s.index) >= indexGrain && to.After(time.Unix(0, 0)) {
-		b.DeleteSpan(store.HistoryBefore(to))
-		s.index = to
+	if err := b.CommitLazy(); err != nil { // what a crash undoes is done again
+		return err
 	}
-	return b.CommitLazy() // what a crash undoes is done again
+	if to := gone.Add(-historyGrace); to.Sub(s.index) >= indexGrain && to.After(time.Unix(0, 0)) {
+		s.index = to
+		return s.sweepIndex(to)
+	}
+	return nil
+}
+
+// sweepIndex deletes the entries of the index whose events are gone, among those
+// of messages accepted before to. Nearly all are; the others are of mail that was
+// scheduled or tried for long.
+func (s *sweeper) sweepIndex(to time.Time) (err error) {
+	db := s.j.db
+	b := db.NewBatch(0)
+	defer func() { b.Close() }()
+	var dead [indexRun][]byte // the first of a run
+	var last []byte
+	n := 0
+	end := func() {
+		if n > indexRun {
+			b.DeleteSpan(store.Span{Start: dead[0], End: append(last, 0)})
+		} else {
+			for _, k := range dead[:n] {
+				b.Delete(k)
+			}
+		}
+		n = 0
+	}
+	err = db.Each(store.HistoryBefore(to), func(k, _ []byte) (bool, error) {
+		_, _, seq, err := store.ParseHistoryKey(k)
+		switch {
+		case err == nil && seq > s.cut:
+			end()
+		case n < indexRun:
+			dead[n] = append(dead[n][:0], k...)
+			n++
+		default:
+			last = append(last[:0], k...)
+			n++
+		}
+		if b.Len() < indexBatch {
+			return true, nil
+		}
+		if err := b.CommitLazy(); err != nil {
+			return false, err
+		}
+		b.Close()
+		b = db.NewBatch(0)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	end()
+	return b.CommitLazy()
 }
 
 func (s *sweeper) markDue(now mark) bool {

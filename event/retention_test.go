@@ -65,6 +65,51 @@ func TestOldEventsAreDeletedAndTheirIndexFollows(t *testing.T) {
 	})
 }
 
+// TestLateEventsKeepTheirIndex is mail that was scheduled for weeks ahead: what is
+// said of it then must be found for as long as the journal holds it.
+func TestLateEventsKeepTheirIndex(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := openSpool(t, vfs.NewMem())
+		defer closeDB(t, db)
+		j := NewJournal(db, Config{Retention: Retention{MaxAge: 24 * time.Hour}})
+		stop := keeper(t, j, nil)
+		defer stop()
+		ids := &message.IDSource{}
+		event := func(typ message.EventType, id message.ID, n uint32) *message.Event {
+			return &message.Event{Type: typ, MessageID: id, N: n}
+		}
+		// Many recipients in a row are done at once; every third of the others is
+		// delivered late, and one message after them all.
+		bulk, mixed, last := ids.New(time.Now()), ids.New(time.Now()), ids.New(time.Now())
+		for n := range uint32(3 * indexRun) {
+			commit(t, j, db, event(message.EventAccepted, bulk, n), event(message.EventAccepted, mixed, n))
+		}
+		commit(t, j, db, event(message.EventAccepted, last, 0))
+		time.Sleep(20 * 24 * time.Hour)
+		for n := uint32(0); n < 3*indexRun; n += 3 {
+			commit(t, j, db, event(message.EventDelivered, mixed, n))
+		}
+		commit(t, j, db, event(message.EventDelivered, last, 0))
+		rows := func(id message.ID) (n int) {
+			db.Each(store.HistorySpan(id), func(_, _ []byte) (bool, error) { n++; return true, nil })
+			return n
+		}
+		time.Sleep(12 * time.Hour)
+		if b, m, l := rows(bulk), rows(mixed), rows(last); b != 0 || m != indexRun || l != 1 {
+			t.Errorf("%d, %d and %d index rows, want those of the late events: 0, %d and 1", b, m, l, indexRun)
+		}
+		if h, err := j.History(mixed, 3); err != nil || len(h) != 1 || h[0].Type != message.EventDelivered {
+			t.Errorf("history is %v, %v, want the delivery", h, err)
+		}
+		time.Sleep(24 * time.Hour)
+		if m, l := rows(mixed), rows(last); m != 0 || l != 0 {
+			t.Errorf("%d and %d index rows left after the events have gone", m, l)
+		}
+		stop()
+	})
+}
+
 func TestJournalStaysWithinItsBytes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
