@@ -24,6 +24,7 @@ const (
 	keyFormat   = 0x01
 	keySequence = 0x02
 	keyMarked   = 0x03 // how far the store has come; see Mark
+	keyCopies   = 0xfe // one of the above -> the same once more; see vital
 
 	// spool: what waits, and what happened.
 	keyMessage     = 'm' // id -> envelope and metadata of a message

@@ -69,7 +69,7 @@ func (db *DB) Mark(now time.Time) error {
 	at := max(uint64(now.UnixNano()), m.at+1)
 	b := db.NewBatch(0)
 	defer b.Close()
-	b.Set([]byte{keyMarked}, binary.BigEndian.AppendUint64(nil, at))
+	b.note(setVital(b.b, keyMarked, binary.BigEndian.AppendUint64(nil, at)))
 	if err := b.Commit(); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (db *DB) checkManifest() error {
 
 // checkMark finds out whether the store that has opened is behind its mark.
 func (db *DB) checkMark() error {
-	v, err := db.Get([]byte{keyMarked})
+	v, err := db.vital(keyMarked)
 	if err != nil {
 		return err
 	}

@@ -230,14 +230,14 @@ func keySpaceOf(key []byte) (policy pebble.SpanPolicy, end []byte, err error) {
 
 // prepare checks the format and starts the sequence.
 func (db *DB) prepare() error {
-	format, err := db.Get([]byte{keyFormat})
+	format, err := db.vital(keyFormat)
 	switch {
 	case err != nil:
 		return err
 	case format == nil:
 		b := db.NewBatch(0)
 		defer b.Close()
-		b.Set([]byte{keyFormat}, []byte{Format})
+		b.note(setVital(b.b, keyFormat, []byte{Format}))
 		if err := b.Commit(); err != nil {
 			return fmt.Errorf("store: create %s: %w", db.kind, err)
 		}
@@ -245,7 +245,7 @@ func (db *DB) prepare() error {
 		return fmt.Errorf("%w: %s is in format %v, this release reads %d; run the release that wrote it", ErrFormat, db.kind, format, Format)
 	}
 	first := uint64(1)
-	bound, err := db.Get([]byte{keySequence})
+	bound, err := db.vital(keySequence)
 	if err != nil {
 		return err
 	}
@@ -256,7 +256,8 @@ func (db *DB) prepare() error {
 		// Not synced: it goes into the log ahead of every batch that uses a
 		// place below the bound, so it is durable whenever they are.
 		return db.bounded(func() error {
-			return db.p.Set([]byte{keySequence}, binary.BigEndian.AppendUint64(nil, bound), pebble.NoSync)
+			b := db.p.NewBatch()
+			return errors.Join(setVital(b, keySequence, binary.BigEndian.AppendUint64(nil, bound)), db.p.Apply(b, pebble.NoSync), b.Close())
 		})
 	})
 	return nil
