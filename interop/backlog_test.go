@@ -3,6 +3,7 @@
 package interop
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"net/http"
@@ -306,6 +307,9 @@ func TestBacklogCostsNeitherMemoryNorTime(t *testing.T) {
 	})
 	sent, took, used := a.old.Load()-fromOld, time.Since(from), full.cpu(t)-fromCPU
 	t.Logf("out of the backlog: %.0f/s, %v of the processor each", float64(sent)/took.Seconds(), used/time.Duration(max(sent, 1)))
+	if _, metrics := get(t, full.admin+"/metrics"); bytes.Contains(metrics, []byte(`result="bounced"`)) {
+		t.Error("mail of the backlog bounced: the rate is not one of deliveries")
+	}
 	fairly(t, full, a)
 	slices.Sort(waits)
 	t.Logf("urgent mail behind it: median %v, longest %v", waits[len(waits)/2].Round(time.Millisecond), waits[len(waits)-1].Round(time.Millisecond))

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tradewind-mta/tradewind/event"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/queue"
@@ -69,8 +71,9 @@ func (s spool) build(t *testing.T, dir string) (octets int64) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	ran := make(chan error, 1)
-	go func() { ran <- m.Run(ctx) }()
+	var ran errgroup.Group
+	ran.Go(func() error { return m.Run(ctx) })
+	ran.Go(func() error { return journal.Run(ctx, nil) })
 
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -96,7 +99,7 @@ func (s spool) build(t *testing.T, dir string) (octets int64) {
 		}
 	}
 	cancel()
-	if err := <-ran; err != nil {
+	if err := ran.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {
@@ -145,8 +148,8 @@ func (s spool) batch(ids *message.IDSource, first, n int) (subs []*message.Submi
 			sub.Message.NotBefore = now.Add(2*time.Hour + time.Duration(r.Int64N(int64(20*time.Hour))))
 		}
 		head := fmt.Sprintf("From: news@sender.example\r\nMessage-ID: <%d@sender.example>\r\nSubject: Waiting\r\n\r\n", from)
-		sub.Body = append([]byte(head), filler[:spoolBody-len(head)]...)
-		copy(sub.Body[len(sub.Body)-4:], "\r\n\r\n") // wherever the text was cut
+		text := spoolBody - len(head)
+		sub.Body = append([]byte(head), filler[:text-text%fillerLine]...)
 		for i := range n {
 			sub.Recipients = append(sub.Recipients, message.Recipient{
 				Address: message.MustAddress(fmt.Sprintf("user%d@d%d.example", from+i, (from+i)%s.domains)),
@@ -167,8 +170,10 @@ func (s spool) batch(ids *message.IDSource, first, n int) (subs []*message.Submi
 	return subs
 }
 
-// filler is text of the kind that compresses as mail does.
+// filler is text of the kind that compresses as mail does, in lines of one length.
 var filler = bytes.Repeat([]byte("The quick brown fox jumps over the lazy dog, and back.\r\n"), 64)
+
+const fillerLine = 56
 
 // diskUsage is what the files under dir take up.
 func diskUsage(t *testing.T, dir string) (octets int64) {
