@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,14 +14,19 @@ import (
 	"github.com/tradewind-mta/tradewind/event"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/store"
 	"github.com/tradewind-mta/tradewind/suppression"
+	"github.com/tradewind-mta/tradewind/throttle"
 )
 
 // queueView answers the API's questions about the queue.
 type queueView struct{ a *App }
 
+// holdingWait is how long DNS is asked for what holds a message.
+const holdingWait = 2 * time.Second
+
 // Status returns what waits of a message.
-func (v queueView) Status(_ context.Context, tenant string, id message.ID) (*api.MessageStatus, error) {
+func (v queueView) Status(ctx context.Context, tenant string, id message.ID) (*api.MessageStatus, error) {
 	msg, places, err := v.a.queue.Status(id, 1000)
 	if err != nil {
 		return nil, err
@@ -30,6 +36,13 @@ func (v queueView) Status(_ context.Context, tenant string, id message.ID) (*api
 	}
 	st := &api.MessageStatus{}
 	now := v.a.opt.Now()
+	ctx, cancel := context.WithTimeout(ctx, holdingWait)
+	defer cancel()
+	type kind struct {
+		queue  store.QueueKey
+		sender string
+	}
+	said := map[kind]string{}
 	for _, p := range places {
 		r := api.RecipientStatus{N: p.N, Address: p.Recipient, Attempt: p.Attempt, NextAttempt: p.Due, Reply: p.LastReply, State: "queued"}
 		switch {
@@ -42,6 +55,18 @@ func (v queueView) Status(_ context.Context, tenant string, id message.ID) (*api
 		}
 		if !p.Leased && p.Due.IsZero() {
 			r.Holding = v.a.mta.Holding(p.Queue)
+		}
+		if !p.Leased && r.Holding == "" {
+			sender := msg.Sender(&message.Recipient{ReturnPath: p.ReturnPath}).Domain()
+			k := kind{p.Queue, strings.ToLower(sender)}
+			text, ok := said[k]
+			if !ok {
+				text = v.a.mta.HoldingMail(ctx, p.Queue, throttle.Mail{
+					Domain: p.Recipient.Domain(), Tenant: msg.Tenant, Campaign: msg.Campaign, SenderDomain: k.sender, DKIMDomain: msg.HeaderFrom,
+				})
+				said[k] = text
+			}
+			r.Holding = text
 		}
 		st.Recipients = append(st.Recipients, r)
 	}

@@ -1,11 +1,13 @@
 package mta
 
 import (
+	"context"
 	"fmt"
 	"sort"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/store"
+	"github.com/tradewind-mta/tradewind/throttle"
 )
 
 // Holding says in a few words what a ready queue waits for, "" when it has its
@@ -50,6 +52,57 @@ func (m *MTA) Holding(key store.QueueKey) string {
 	}
 	l := s.lanes[0]
 	return fmt.Sprintf("%s: %s until %s", l.source.Name, l.why, l.until.UTC().Format(time.RFC3339))
+}
+
+// HoldingMail names the hold or the suspension that keeps this mail of a queue
+// back, whichever source would carry it, though the rest of the queue may be
+// free to go; "" when there is none. It may ask DNS.
+func (m *MTA) HoldingMail(ctx context.Context, key store.QueueKey, mail throttle.Mail) string {
+	pool := m.poolFor(&key)
+	sk, hosts, _, reply := m.destination(ctx, key.Domain)
+	if reply != nil {
+		return ""
+	}
+	now := m.deps.Now()
+	first, said := throttle.Grant{}, ""
+	for _, t := range m.ways(pool, sk.site, hosts, key.Domain) {
+		l := m.deps.Throttle.Lane(t)
+		g := l.WhySend(now, mail)
+		provider := l.Provider()
+		l.Close()
+		if g.OK || g.Scope == throttle.ScopeNone && g.Limit != throttle.LimitSuspended {
+			return ""
+		}
+		if said == "" || !g.At.IsZero() && (first.At.IsZero() || g.At.Before(first.At)) {
+			first, said = g, heldMail(provider, t.Source, &g, &mail)
+		}
+	}
+	return said
+}
+
+// heldMail tells of a hold or a suspension.
+func heldMail(provider, source string, g *throttle.Grant, mail *throttle.Mail) string {
+	what := g.Limit.String()
+	if g.Scope != throttle.ScopeNone {
+		key := map[throttle.Scope]string{
+			throttle.ScopeSource: source, throttle.ScopeNetblock: source, throttle.ScopeTenant: mail.Tenant, throttle.ScopeDomain: mail.Domain,
+			throttle.ScopeSenderDomain: mail.SenderDomain, throttle.ScopeDKIMDomain: mail.DKIMDomain, throttle.ScopeCampaign: mail.Campaign,
+		}[g.Scope]
+		what = fmt.Sprintf("%s of %s %s", what, g.Scope, key)
+	}
+	if provider != "" {
+		what += " at " + provider
+	}
+	if g.Rule != nil {
+		what += fmt.Sprintf(" by %s", g.Rule)
+	}
+	switch {
+	case !g.At.IsZero():
+		return what + " until " + g.At.UTC().Format(time.RFC3339)
+	case g.Limit == throttle.LimitSuspended:
+		return what + " until it is resumed"
+	}
+	return what + " until a try that is under way has ended"
 }
 
 // SiteStatus is a destination as operators see it.

@@ -51,16 +51,8 @@ func (m *MTA) Explain(ctx context.Context, pool, domain string) Destination {
 	if reply != nil {
 		d.Failure = reply.Error()
 	}
-	for _, p := range m.set.Load().Pools {
-		if p.Name != pool {
-			continue
-		}
-		for _, ps := range p.Sources {
-			src := m.source(ps.Source)
-			d.Sources = append(d.Sources, m.deps.Throttle.Explain(throttle.Target{
-				Source: src.Name, SourceAddr: src.IP(), Pool: pool, Site: sk.site, Hosts: names, Domain: domain,
-			}, now))
-		}
+	for _, t := range m.ways(pool, sk.site, names, domain) {
+		d.Sources = append(d.Sources, m.deps.Throttle.Explain(t, now))
 	}
 	m.mu.Lock()
 	s := m.sites[sk]
@@ -69,6 +61,22 @@ func (m *MTA) Explain(ctx context.Context, pool, domain string) Destination {
 		d.Lanes = s.status(now).Lanes
 	}
 	return d
+}
+
+// ways are what throttle knows the lanes of a pool to a site by.
+func (m *MTA) ways(pool, site string, hosts []string, domain string) (list []throttle.Target) {
+	for _, p := range m.set.Load().Pools {
+		if p.Name != pool {
+			continue
+		}
+		for _, ps := range p.Sources {
+			src := m.source(ps.Source)
+			list = append(list, throttle.Target{
+				Source: src.Name, SourceAddr: src.IP(), Pool: pool, Site: site, Hosts: hosts, Domain: domain,
+			})
+		}
+	}
+	return list
 }
 
 // hosts are the hosts of a destination in the order they would be tried.

@@ -13,7 +13,9 @@ type Place struct {
 	Queue     store.QueueKey
 	N         uint32
 	Recipient message.Address
-	Attempt   int
+	// ReturnPath is the recipient's own reverse path, zero: the message's.
+	ReturnPath message.Address
+	Attempt    int
 	// Due is when the recipient is tried next; zero means now, as soon as its
 	// lane lets it.
 	Due       time.Time
@@ -70,7 +72,7 @@ func (m *Manager) place(at, v []byte) (p Place, err error) {
 	if err != nil {
 		return p, err
 	}
-	p.N, p.Recipient, p.Attempt = it.Recipient.N, it.Recipient.Address, it.Attempt
+	p.N, p.Recipient, p.ReturnPath, p.Attempt = it.Recipient.N, it.Recipient.Address, it.Recipient.ReturnPath, it.Attempt
 	p.Expires, p.LastReply = it.Expires, it.LastReply
 	return p, nil
 }

@@ -200,6 +200,84 @@ func TestOperatorBouncesDeletesAndReroutes(t *testing.T) {
 	})
 }
 
+// TestPostponedMailNamesItsHold lets Gmail defer the mail of one identity of the
+// sender, and asks about mail that has not been tried for it, also after a crash.
+func TestPostponedMailNamesItsHold(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ reply, want string }{
+		"DKIM domain": {"421 4.7.28 Gmail has detected an unusual rate of mail originating from your DKIM domain [sender.example 36]", "backoff of dkim-domain sender.example at gmail by shaping.toml (shipped):"},
+		"SPF domain":  {"421 4.7.28 Gmail has detected an unusual rate of mail originating from your SPF domain [sender.example 36]", "backoff of sender-domain sender.example at gmail by shaping.toml (shipped):"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, _ := operators(t)
+				defer w.end()
+				sink, err := loadgen.New(loadgen.SinkConfig{TLS: true, OnMail: func(_, from string) (string, func()) {
+					if strings.HasSuffix(from, "@sender.example") {
+						return c.reply, nil
+					}
+					return "", nil
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.other = func(string) (net.Conn, error) {
+					near, far := loadgen.Pipe()
+					go sink.ServeConn(far)
+					return near, nil
+				}
+				w.send("acme", "b.example", 3)
+				id := func() (last string) {
+					var list struct {
+						Events []struct {
+							ID string `json:"message_id"`
+						}
+					}
+					_, _, text := w.request("", apiAddr, "GET", "/v1/events?type=message.accepted", nil, nil)
+					if err := json.Unmarshal(text, &list); err != nil || len(list.Events) != 3 {
+						t.Fatalf("events: %v %s", err, text)
+					}
+					return list.Events[2].ID
+				}()
+				began := time.Now()
+				for _, when := range []string{"while it runs", "after a crash"} {
+					var m, api struct {
+						Recipients []struct {
+							State, Holding string
+							Attempt        int
+							Next           time.Time `json:"next_attempt"`
+						}
+					}
+					w.admin("GET", "/v1/explain?message="+id, "", 200, &m)
+					if len(m.Recipients) != 1 {
+						t.Fatalf("%s: %+v", when, m)
+					}
+					r := m.Recipients[0]
+					_, until, ok := strings.Cut(r.Holding, " until ")
+					end, err := time.Parse(time.RFC3339, until)
+					if !strings.HasPrefix(r.Holding, c.want) || !ok || err != nil || end.Sub(began) > 11*time.Minute || end.Before(began) {
+						t.Errorf("%s: held by %q, want %q", when, r.Holding, c.want)
+					}
+					if r.Attempt != 0 || r.Next.Before(end.Add(-time.Second)) || r.Next.After(end.Add(2*time.Minute)) {
+						t.Errorf("%s: %d attempts, the next at %v; want none and one when the hold ends at %v", when, r.Attempt, r.Next, end)
+					}
+					_, _, text := w.request("", apiAddr, "GET", "/v1/messages/"+id, nil, nil)
+					if err := json.Unmarshal(text, &api); err != nil || len(api.Recipients) != 1 || api.Recipients[0].Holding != r.Holding {
+						t.Errorf("%s: the API says %s, %v; want %q", when, text, err, r.Holding)
+					}
+					if when == "while it runs" {
+						w.crash(true)
+					}
+				}
+				time.Sleep(2 * time.Hour)
+				w.stop()
+				w.verify()
+			})
+		})
+	}
+}
+
 func TestEngineExplainsAddressesRepliesAndMessages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
