@@ -379,10 +379,7 @@ func (a *App) buildDelivery() error {
 	a.shaping = newShapingState(a)
 	a.throttle = throttle.New(rules, throttle.Options{Now: a.opt.Now, Registerer: a.registry, Reserve: a.shaping.poke})
 	var err error
-	a.resolver, err = mx.New(mx.Config{
-		Servers: a.cfg.DNS.Servers, Timeout: a.cfg.DNS.Timeout, Family: mx.Family(a.cfg.DNS.Family),
-		AllowNets: a.cfg.DNS.AllowNetworks, CacheEntries: a.cfg.DNS.CacheEntries,
-	}, mx.Deps{Exchange: a.opt.Exchange, Now: a.opt.Now, Registerer: a.registry, Logger: a.log})
+	a.resolver, err = newResolver(a.cfg, a.opt, a.registry)
 	if err != nil {
 		return err
 	}
@@ -417,8 +414,16 @@ func (a *App) buildDelivery() error {
 	return nil
 }
 
-// settings turns the configuration into what the MTA works by.
-func (a *App) settings(cfg *configs.Config) (mta.Settings, error) {
+func newResolver(cfg *configs.Config, opt Options, reg prometheus.Registerer) (*mx.Resolver, error) {
+	return mx.New(mx.Config{
+		Servers: cfg.DNS.Servers, Timeout: cfg.DNS.Timeout, Family: mx.Family(cfg.DNS.Family),
+		AllowNets: cfg.DNS.AllowNetworks, CacheEntries: cfg.DNS.CacheEntries,
+	}, mx.Deps{Exchange: opt.Exchange, Now: opt.Now, Registerer: reg, Logger: opt.Logger})
+}
+
+// deliverySettings turns the configuration into what the MTA works by, but for
+// keys and bounce rules.
+func deliverySettings(cfg *configs.Config) mta.Settings {
 	set := mta.Settings{
 		Config: cfg.Delivery, Hostname: cfg.Hostname, Sources: cfg.Source, Pools: cfg.Pool, Routes: cfg.Route,
 		Tenants: map[string]mta.Tenant{},
@@ -430,6 +435,12 @@ func (a *App) settings(cfg *configs.Config) (mta.Settings, error) {
 		}
 		set.Tenants[t.Name] = mta.Tenant{Weight: t.Weight, Campaigns: weights, Pool: t.Pool, DSN: t.DSN}
 	}
+	return set
+}
+
+// settings is all that the MTA works by.
+func (a *App) settings(cfg *configs.Config) (mta.Settings, error) {
+	set := deliverySettings(cfg)
 	if len(cfg.DKIM) > 0 {
 		ring, err := dkim.New(SigningConfig(cfg), dkim.Deps{Now: a.opt.Now, Log: a.log, Metrics: a.registry})
 		if err != nil {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/api"
@@ -268,18 +267,11 @@ func (a *App) getExplain(w http.ResponseWriter, r *http.Request, _ *api.Principa
 	q := r.URL.Query()
 	switch {
 	case q.Get("address") != "":
-		domain := q.Get("address")
-		if _, d, ok := strings.Cut(domain, "@"); ok {
-			domain = d
-		}
-		d, err := message.ParseDomain(domain)
+		d, err := explainAddress(r.Context(), a.mta, q.Get("pool"), q.Get("address"))
 		if err != nil {
-			return unusable("address", "%v", err)
+			return err
 		}
-		if pool := q.Get("pool"); pool != "" && !a.mta.HasPool(pool) {
-			return unusable("pool", "no [[pool]] or [[source]] is named %q", pool)
-		}
-		return reply(w, http.StatusOK, a.mta.Explain(r.Context(), q.Get("pool"), d))
+		return reply(w, http.StatusOK, d)
 	case q.Get("reply") != "":
 		rep, err := message.ParseReply(q.Get("reply"))
 		if err != nil {
@@ -313,11 +305,7 @@ type ReplyMeaning struct {
 
 // getWarmup forecasts the coming days of warm-ups.
 func (a *App) getWarmup(w http.ResponseWriter, _ *http.Request, _ *api.Principal) error {
-	plans := a.throttle.WarmupPlans(a.opt.Now(), a.mta.SourceNames(), 60)
-	if plans == nil {
-		plans = []throttle.WarmupPlan{}
-	}
-	return reply(w, http.StatusOK, map[string]any{"plans": plans})
+	return reply(w, http.StatusOK, map[string]any{"plans": warmupPlans(a.throttle, a.mta, a.opt.Now())})
 }
 
 // ExplainReply says what a reply of a host means under bounce rules and shaping

@@ -5,14 +5,20 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tradewind-mta/tradewind/app"
+	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/mta"
 	"github.com/tradewind-mta/tradewind/mta/loadgen"
 	"github.com/tradewind-mta/tradewind/queue"
+	"github.com/tradewind-mta/tradewind/throttle"
 )
 
 // operators is a world with two tenants, two pools and one host that takes all.
@@ -278,6 +284,38 @@ func TestPostponedMailNamesItsHold(t *testing.T) {
 	}
 }
 
+// sameWithoutEngine asks the configuration alone and compares the answers.
+func (w *world) sameWithoutEngine(address string, want *mta.Destination) {
+	w.t.Helper()
+	cfg, err := configs.Parse("story", []byte(w.configuration(w.config)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p, err := app.NewPlan(cfg, app.Options{Exchange: w.machine.exchange})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer p.Close()
+	got, err := p.Address(w.t.Context(), "", address)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, &got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		w.t.Errorf("without an engine (-want +got):\n%s", diff)
+	}
+	var out struct{ Plans []throttle.WarmupPlan }
+	w.admin("GET", "/v1/warmup", "", 200, &out)
+	if diff := cmp.Diff(out.Plans, p.Warmups()); diff != "" {
+		w.t.Errorf("warm-ups without an engine (-want +got):\n%s", diff)
+	}
+	if _, err := p.Address(w.t.Context(), "", "a@b..c"); err == nil {
+		w.t.Error("a@b..c is explained")
+	}
+	if _, err := p.Address(w.t.Context(), "nowhere", address); err == nil {
+		w.t.Error("a pool that does not exist is explained")
+	}
+}
+
 func TestEngineExplainsAddressesRepliesAndMessages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -307,6 +345,7 @@ func TestEngineExplainsAddressesRepliesAndMessages(t *testing.T) {
 		if r.Shaping.Provider != "gmail" || r.Shaping.Scope != "source" || r.Shaping.Action != "recover" || r.Category == "" {
 			t.Errorf("reply: %+v", r)
 		}
+		w.sameWithoutEngine("somebody@b.example", &d)
 		w.admin("POST", "/v1/suspensions?apply=true", `{"provider":"gmail"}`, 201, nil)
 		w.send("acme", "b.example", 1)
 		var list struct {

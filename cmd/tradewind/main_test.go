@@ -183,3 +183,51 @@ tls = "off"
 		t.Errorf("top: %q", out)
 	}
 }
+
+func TestAddressAndWarmupAreExplainedWithoutAnEngine(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, shaping := filepath.Join(dir, "tradewind.toml"), filepath.Join(dir, "shaping.toml")
+	for name, text := range map[string]string{
+		file: fmt.Sprintf(`hostname = "mta.example"
+data_dir = %q
+[shaping]
+files = [%q]
+[[source]]
+name = "ip7"
+address = "192.0.2.7"
+[[route]]
+domains = ["a.example"]
+next_hops = ["192.0.2.1:25"]
+`, filepath.Join(dir, "data"), shaping),
+		shaping: "[source.ip7]\nwarmup = \"standard\"\n[domain.\"a.example\"]\nrate = \"3/s\"\n",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		args   []string
+		status int
+		want   []string
+	}{
+		{[]string{"explain", "address", "-c", file, "x@a.example"}, 0, []string{"provider: route", "from source ip7", "3/s", shaping + ":", "a message now:    yes", "at most 3 messages/s", "alone"}},
+		{[]string{"warmup", "plan", "-c", file, "--days", "3"}, 0, []string{"ip7 at any provider", "day   1         200", "day   3        1000", "alone"}},
+		{[]string{"explain", "address", "-c", file, "a@b..c"}, 1, []string{"address"}},
+		{[]string{"explain", "address", "-c", file, "--pool", "x", "x@a.example"}, 1, []string{`named "x"`}},
+		{[]string{"explain", "address", "-c", filepath.Join(dir, "none.toml"), "x@a.example"}, 1, []string{"none.toml"}},
+		{[]string{"explain", "address", "--admin", "http://127.0.0.1:1", "x@a.example"}, 1, []string{"is the engine running", "-c FILE"}},
+		{[]string{"warmup", "plan", "--admin", "http://127.0.0.1:1"}, 1, []string{"is the engine running", "-c FILE"}},
+		{[]string{"explain", "reply", "-c", file, "--mx", "aspmx.l.google.com", "421 4.7.28 your IP address"}, 0, []string{"provider:   gmail", "quota-ip"}},
+	} {
+		status, out, errs := shell(t, c.args...)
+		for _, want := range c.want {
+			if status != c.status || !strings.Contains(out+errs, want) {
+				t.Errorf("%q: status %d, want %d and %q:\n%s%s", c.args, status, c.status, want, out, errs)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data")); err == nil {
+		t.Error("the data directory was made")
+	}
+}

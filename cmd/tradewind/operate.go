@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/tradewind-mta/tradewind/api"
+	"github.com/tradewind-mta/tradewind/app"
+	"github.com/tradewind-mta/tradewind/configs"
 	"github.com/tradewind-mta/tradewind/mta"
 	"github.com/tradewind-mta/tradewind/queue"
 	"github.com/tradewind-mta/tradewind/throttle"
@@ -254,6 +256,7 @@ func (s *selection) stream(ctx context.Context, c *call, path string) error {
 func explainAddress(ctx context.Context, c *call) error {
 	cl := c.client()
 	pool := c.flags.String("pool", "", "as sent from this `pool`; the default is the default pool")
+	file := c.offline()
 	asJSON := c.flags.Bool("json", false, "print JSON")
 	if err := c.parse(); err != nil {
 		return err
@@ -262,13 +265,27 @@ func explainAddress(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	if *file != "" {
+		return withPlan(*file, func(p *app.Plan) error {
+			d, err := p.Address(ctx, *pool, addr)
+			switch {
+			case err != nil:
+				return err
+			case *asJSON:
+				return printJSON(c.stdout, d)
+			}
+			printDestination(c.stdout, &d)
+			fmt.Fprintf(c.stdout, "\nby %s alone: what an engine has open, held, suspended or used up is not in it\n", *file)
+			return nil
+		})
+	}
 	q := url.Values{"address": {addr}}
 	if *pool != "" {
 		q.Set("pool", *pool)
 	}
 	var raw json.RawMessage
 	if err := cl.do(ctx, http.MethodGet, cl.admin+"/v1/explain?"+q.Encode(), nil, &raw); err != nil {
-		return err
+		return orFile(err)
 	}
 	if *asJSON {
 		return printJSON(c.stdout, raw)
@@ -329,35 +346,84 @@ func words(a throttle.Answer) string {
 func warmupPlan(ctx context.Context, c *call) error {
 	cl := c.client()
 	days := c.flags.Int("days", 14, "how many `days` to show")
+	file := c.offline()
 	asJSON := c.flags.Bool("json", false, "print JSON")
 	if err := c.parse(); err != nil {
 		return err
+	}
+	if *days < 1 {
+		return usageError("--days has to be at least 1")
+	}
+	if *file != "" {
+		return withPlan(*file, func(p *app.Plan) error {
+			plans := p.Warmups()
+			if *asJSON {
+				return printJSON(c.stdout, plans)
+			}
+			printWarmups(c.stdout, plans, *days)
+			fmt.Fprintf(c.stdout, "by %s alone: what an engine has sent already is not in it\n", *file)
+			return nil
+		})
 	}
 	var out struct {
 		Plans []throttle.WarmupPlan `json:"plans"`
 	}
 	if err := cl.do(ctx, http.MethodGet, cl.admin+"/v1/warmup", nil, &out); err != nil {
-		return err
+		return orFile(err)
 	}
 	if *asJSON {
 		return printJSON(c.stdout, out.Plans)
 	}
-	for _, p := range out.Plans {
+	printWarmups(c.stdout, out.Plans, *days)
+	return nil
+}
+
+// offline adds the flag for an answer without an engine.
+func (c *call) offline() *string {
+	return c.flags.String("c", "", "ask this configuration `file` instead of an engine")
+}
+
+// orFile says what else there is when no engine could be asked.
+func orFile(err error) error {
+	if _, ok := errors.AsType[*url.Error](err); ok {
+		return fmt.Errorf("%w; -c FILE asks a configuration instead", err)
+	}
+	return err
+}
+
+// withPlan asks a configuration what an engine would do.
+func withPlan(file string, ask func(*app.Plan) error) error {
+	cfg, err := configs.Load(file)
+	if err != nil {
+		return err
+	}
+	p, err := app.NewPlan(cfg, app.Options{})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	return ask(p)
+}
+
+func printWarmups(w io.Writer, plans []throttle.WarmupPlan, days int) {
+	if len(plans) == 0 {
+		fmt.Fprintln(w, "nothing is warming up: no source has a warmup in the shaping rules")
+	}
+	for _, p := range plans {
 		where := p.Provider + " " + p.Site
 		if p.Provider == "" {
 			where = "any provider it has not sent to yet"
 		}
-		fmt.Fprintf(c.stdout, "%s at %s (schedule %s)\n", p.Source, where, p.Schedule)
+		fmt.Fprintf(w, "%s at %s (schedule %s)\n", p.Source, where, p.Schedule)
 		if len(p.Days) == 0 {
-			fmt.Fprintln(c.stdout, "  warm: nothing limits it any more")
+			fmt.Fprintln(w, "  warm: nothing limits it any more")
 		}
-		for _, d := range p.Days[:min(len(p.Days), *days)] {
-			fmt.Fprintf(c.stdout, "  %s  day %3d  %10d recipients", d.Date.Format(time.DateOnly), d.Day, d.Volume)
+		for _, d := range p.Days[:min(len(p.Days), days)] {
+			fmt.Fprintf(w, "  %s  day %3d  %10d recipients", d.Date.Format(time.DateOnly), d.Day, d.Volume)
 			if d.Sent > 0 {
-				fmt.Fprintf(c.stdout, "  (%d sent)", d.Sent)
+				fmt.Fprintf(w, "  (%d sent)", d.Sent)
 			}
-			fmt.Fprintln(c.stdout)
+			fmt.Fprintln(w)
 		}
 	}
-	return nil
 }
