@@ -12,6 +12,7 @@ import (
 	"github.com/tradewind-mta/tradewind/bounce"
 	"github.com/tradewind-mta/tradewind/message"
 	"github.com/tradewind-mta/tradewind/mta/loadgen"
+	"github.com/tradewind-mta/tradewind/throttle"
 )
 
 const gmailZone = "g.example. MX 1 aspmx.l.google.com.\naspmx.l.google.com. A 192.0.2.1\n"
@@ -271,6 +272,57 @@ func TestBrakeStopsOneTenantOnly(t *testing.T) {
 		}
 		if n := w.metric("tradewind_throttle_brakes_total"); n != 1 {
 			t.Errorf("%v brakes counted, want 1", n)
+		}
+	})
+}
+
+// TestComplaintsBrakeOneTenantAndTheOthersKeepTheirPace has 5 % of one tenant's
+// recipients complain from the tenth minute on.
+func TestComplaintsBrakeOneTenantAndTheOthersKeepTheirPace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, worldConfig{
+			shaping: "[default]\ntenant_rate = \"5/s\"\n[brake.spam]\nscope = \"tenant\"\ncomplaints = 0.003\nsample = 1000\naction = \"hold\"\n",
+			zone:    limitsZone, settings: sources(2),
+		})
+		defer w.end()
+		w.host("192.0.2.1", loadgen.SinkConfig{Latency: 10 * time.Millisecond})
+		began := time.Now()
+		var mu sync.Mutex
+		minutes := map[string]map[int]int{"bad": {}, "good": {}}
+		w.heard = func(e *message.Event) {
+			if e.Type == message.EventDelivered {
+				mu.Lock()
+				defer mu.Unlock()
+				minutes[e.Tenant][int(time.Since(began)/time.Minute)]++
+			}
+		}
+		const span = 20 // minutes
+		var list []mail
+		for i := range 300 * (span + 2) {
+			for _, tenant := range []string{"bad", "good"} {
+				list = append(list, mail{from: "a@" + tenant + ".example", tenant: tenant, to: []string{fmt.Sprintf("r%d@a0.example", i)}})
+			}
+		}
+		w.accept(list...)
+		for minute := range span {
+			time.Sleep(time.Minute)
+			for range 15 { // of 300
+				if minute >= 10 {
+					w.mta.Report(throttle.Report{Tenant: "bad", Complaint: true})
+				}
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for minute := 1; minute < span; minute++ {
+			if n := minutes["good"][minute]; n < 285 || n > 315 {
+				t.Errorf("minute %d: %d of the other tenant's mail went, want 300 within 5 %%", minute, n)
+			}
+			n := minutes["bad"][minute]
+			if minute <= 10 && n < 285 || minute > 12 && n > 0 {
+				t.Errorf("minute %d: %d of the mail went that is complained about", minute, n)
+			}
 		}
 	})
 }
