@@ -29,6 +29,8 @@ type Explanation struct {
 	// MaxRateBy the setting that binds; zero if nothing limits the rate.
 	MaxRate   float64 `json:"max_rate,omitempty"`
 	MaxRateBy *Origin `json:"max_rate_by,omitempty"`
+	// Warmup is today's volume while the source warms up there.
+	Warmup *PlanDay `json:"warmup,omitempty"`
 }
 
 // Setting is one value in force and where it came from.
@@ -76,6 +78,9 @@ func (e *Engine) Explain(t Target, now time.Time) Explanation {
 		x.Settings = append(x.Settings, Setting{Key: k.String(), Value: v.String(), Origin: v.Origin})
 	}
 	x.MaxRate, x.MaxRateBy = eff.ceiling()
+	if days := l.WarmupPlan(now); len(days) > 0 {
+		x.Warmup = &days[0]
+	}
 	g, at := l.lock(now)
 	x.Open = OpenConnections{Lane: l.n.busy, Source: l.sn.busy, Provider: g.all.busy}
 	for _, h := range g.holds {

@@ -360,7 +360,16 @@ func TestExplainNamesEveryValueTheHoldAndTheBindingLimit(t *testing.T) {
 
 func TestAskingWhyChangesNothing(t *testing.T) {
 	t.Parallel()
-	eng := engine(t, "[default]\nrate = \"1/s\"\nconnections = 1\nmx_connections = 1\n")
+	rules := mustLoad(t, "[default]\nrate = \"1/s\"\nconnections = 1\nmx_connections = 1\n[warmup.w]\nvolumes = [100]\n[source.ip2]\nwarmup = \"w\"\n")
+	reserved := 0
+	eng := New(rules, Options{Now: func() time.Time { return epoch }, Reserve: func() { reserved++ }})
+	warming := Target{Source: "ip2", Site: "s"}
+	if x := eng.Explain(warming, epoch); !x.Send.OK || x.Warmup == nil || x.Warmup.Volume != 100 {
+		t.Errorf("explained a source that warms up: %+v, today %+v", x.Send, x.Warmup)
+	}
+	if plans := eng.WarmupPlans(epoch, []string{"ip2"}, 1); reserved != 0 || len(plans) != 1 || plans[0].Site != "" {
+		t.Errorf("asking began a warm-up: %d reservations, plans %+v", reserved, plans)
+	}
 	l := eng.Lane(Target{Source: "ip1", Site: "s"})
 	for range 5 {
 		if g := l.WhySend(epoch, Mail{Domain: "d.example"}); !g.OK {

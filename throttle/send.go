@@ -101,7 +101,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 			v.meter(&s.messages, senderRate, at, 1, LimitSenderDomain)
 		}
 	}
-	warm := l.warming(&v, at, n)
+	warm := l.warming(&v, at, n, dry)
 	l.e.brake.take(&v, at, m, dry)
 
 	if !dry {

@@ -65,15 +65,21 @@ func (l *Lane) plan() *warmup {
 
 // warming checks today's volume for n more recipients and returns the state to
 // charge. REQUIRES: the group's mutex.
-func (l *Lane) warming(v *verdict, now, n int64) *warmState {
+func (l *Lane) warming(v *verdict, now, n int64, dry bool) *warmState {
 	plan := l.plan()
 	if plan == nil {
 		return nil
 	}
 	w := l.sn.warm
-	if w == nil {
+	switch {
+	case w == nil:
 		w = &warmState{date: now / nsPerDay}
-		l.sn.warm = w
+		if !dry {
+			l.sn.warm = w
+		}
+	case dry:
+		seen := *w
+		w = &seen
 	}
 	w.roll(plan, now)
 	left, limited := w.left(plan)
@@ -84,7 +90,7 @@ func (l *Lane) warming(v *verdict, now, n int64) *warmState {
 		if v.limit == LimitWarmup {
 			v.max = left
 		}
-	case l.e.opt.Reserve != nil:
+	case l.e.opt.Reserve != nil && !dry: // writing the volume down takes a moment only
 		block := w.block(plan)
 		if w.sent+n > w.reserved {
 			v.stop(LimitWarmup, &plan.origin, ScopeNone)

@@ -211,7 +211,7 @@ next_hops = ["192.0.2.1:25"]
 		status int
 		want   []string
 	}{
-		{[]string{"explain", "address", "-c", file, "x@a.example"}, 0, []string{"provider: route", "from source ip7", "3/s", shaping + ":", "a message now:    yes", "at most 3 messages/s", "alone"}},
+		{[]string{"explain", "address", "-c", file, "x@a.example"}, 0, []string{"provider: route", "from source ip7", "3/s", shaping + ":", "a message now:    yes", "at most 3 messages/s", "warming up, day 1: 200 recipients today, 0 sent", "alone"}},
 		{[]string{"warmup", "plan", "-c", file, "--days", "3"}, 0, []string{"ip7 at any provider", "day   1         200", "day   3        1000", "alone"}},
 		{[]string{"explain", "address", "-c", file, "a@b..c"}, 1, []string{"address"}},
 		{[]string{"explain", "address", "-c", file, "--pool", "x", "x@a.example"}, 1, []string{`named "x"`}},

@@ -322,6 +322,9 @@ func printDestination(w io.Writer, d *mta.Destination) {
 		} else {
 			fmt.Fprintln(w, "  no limit of the rate; connections and replies decide")
 		}
+		if d := x.Warmup; d != nil {
+			fmt.Fprintf(w, "  warming up, day %d: %d recipients today, %d sent\n", d.Day, d.Volume, d.Sent)
+		}
 		for _, h := range x.Holds {
 			fmt.Fprint(w, "  ")
 			printHold(w, h)
