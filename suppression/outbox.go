@@ -89,7 +89,7 @@ func (l *List) publish(evs []*outgoing) bool {
 	for _, e := range evs {
 		b.Delete(store.OutboxKey(nil, e.seq))
 	}
-	if err := b.CommitLazy(); err != nil {
+	if err := b.CommitWritten(); err != nil { // a power cut may undo it: the events are told twice then
 		l.c.Logger.Error("suppression outbox not emptied", "err", err)
 		return false
 	}
