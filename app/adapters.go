@@ -53,10 +53,7 @@ func (v queueView) Status(ctx context.Context, tenant string, id message.ID) (*a
 		case p.Due.After(now):
 			r.State = "scheduled"
 		}
-		if !p.Leased && p.Due.IsZero() {
-			r.Holding = v.a.mta.Holding(p.Queue)
-		}
-		if !p.Leased && r.Holding == "" {
+		if !p.Leased {
 			sender := msg.Sender(&message.Recipient{ReturnPath: p.ReturnPath}).Domain()
 			k := kind{p.Queue, strings.ToLower(sender)}
 			text, ok := said[k]
@@ -67,6 +64,9 @@ func (v queueView) Status(ctx context.Context, tenant string, id message.ID) (*a
 				said[k] = text
 			}
 			r.Holding = text
+			if text == "" && p.Due.IsZero() {
+				r.Holding = v.a.mta.Holding(p.Queue)
+			}
 		}
 		st.Recipients = append(st.Recipients, r)
 	}

@@ -74,14 +74,26 @@ func (m *MTA) HoldingMail(ctx context.Context, key store.QueueKey, mail throttle
 			return ""
 		}
 		if said == "" || !g.At.IsZero() && (first.At.IsZero() || g.At.Before(first.At)) {
-			first, said = g, heldMail(provider, t.Source, &g, &mail)
+			first, said = g, m.heldMail(provider, t.Source, &g, &mail)
 		}
 	}
 	return said
 }
 
 // heldMail tells of a hold or a suspension.
-func heldMail(provider, source string, g *throttle.Grant, mail *throttle.Mail) string {
+func (m *MTA) heldMail(provider, source string, g *throttle.Grant, mail *throttle.Mail) string {
+	if g.Limit == throttle.LimitSuspended {
+		s, ok := m.deps.Throttle.Suspended(m.deps.Now(), throttle.Selector{
+			Domain: mail.Domain, Provider: provider, Tenant: mail.Tenant, Campaign: mail.Campaign, Source: source,
+		})
+		switch {
+		case !ok: // disabled by a rule
+		case s.Until.IsZero():
+			return fmt.Sprintf("suspension of %s until it is resumed: %s", s.Selector, s.Reason)
+		default:
+			return fmt.Sprintf("suspension of %s until %s: %s", s.Selector, s.Until.UTC().Format(time.RFC3339), s.Reason)
+		}
+	}
 	what := g.Limit.String()
 	if g.Scope != throttle.ScopeNone {
 		key := map[throttle.Scope]string{

@@ -361,7 +361,7 @@ func TestEngineExplainsAddressesRepliesAndMessages(t *testing.T) {
 			Recipients []struct{ State, Holding string }
 		}
 		w.admin("GET", "/v1/explain?message="+list.Events[0].ID, "", 200, &m)
-		if len(m.Recipients) != 1 || m.Recipients[0].Holding != "suspended" {
+		if len(m.Recipients) != 1 || m.Recipients[0].Holding != "suspension of provider gmail until it is resumed: suspended by loopback" {
 			t.Errorf("message: %+v, want it held by the suspension", m)
 		}
 		w.admin("GET", "/v1/explain?address=somebody@b.example", "", 200, &d)

@@ -66,6 +66,7 @@ func TestLoadNamesFileLineKeyAndTheNearestKnownOne(t *testing.T) {
 		"rule of a source":     {"[[source.ip1.rule]]\nname = \"r\"\n", "reply rules belong to"},
 		"bad pattern":          {rule + "pattern = '('\n", "default.rule[0].pattern: error parsing regexp"},
 		"bad scope":            {"[[default.rule]]\nname=\"r\"\ntext=\"x\"\nscope=\"ip\"\naction=\"none\"\n", "scope: must be one of"},
+		"bad scope and action": {"[[default.rule]]\nname=\"r\"\ntext=\"x\"\nscope=\"ip\"\naction=\"explode\"\n", "action: must be one of"},
 		"useless scope":        {"[[default.rule]]\nname=\"r\"\ntext=\"x\"\nscope=\"message\"\naction=\"backoff\"\n", "backoff cannot apply to a single message"},
 		"bad trigger":          {rule + "trigger = \"often\"\n", `"3/1h"`},
 		"recover too short":    {"[[default.rule]]\nname=\"r\"\ntext=\"x\"\nscope=\"source\"\naction=\"recover\"\nfor=\"1m\"\n", "at least 10m0s"},

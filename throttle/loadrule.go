@@ -194,19 +194,18 @@ func parseEnhancedRange(s string) (enhancedRange, error) {
 // doing reads what the rule does, and refuses combinations that would do
 // nothing or do it to nobody.
 func (ld *loader) doing(path []string, t map[string]any, r *Rule) {
+	before := len(ld.problems)
 	scope, _ := t["scope"].(string)
 	if i := slices.Index(scopeNames[1:], scope); i >= 0 {
 		r.Scope = Scope(i + 1)
 	} else {
 		ld.problem(at(path, "scope"), "must be one of %s", strings.Join(scopeNames[1:], ", "))
-		return
 	}
 	action, _ := t["action"].(string)
 	if i := slices.Index(verbNames[:], action); i >= 0 {
 		r.Action = Verb(i)
 	} else {
 		ld.problem(at(path, "action"), "must be one of %s", strings.Join(verbNames[:], ", "))
-		return
 	}
 	if v, ok := t["for"]; ok {
 		s, _ := v.(string)
@@ -232,6 +231,9 @@ func (ld *loader) doing(path []string, t map[string]any, r *Rule) {
 			ld.problem(at(path, "trigger"), `must be a number up to %d and a period, such as "3/1h"`, maxTrigger)
 		}
 		r.Trigger, r.Within = count, within
+	}
+	if len(ld.problems) > before {
+		return // the rest is about what goes together
 	}
 	switch r.Action {
 	case VerbRecover, VerbSuspend, VerbBackoff, VerbDisable:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,6 +121,36 @@ func (e *Engine) Stopped(now time.Time, mail Selector) (until time.Time, stopped
 		return time.Time{}, true
 	}
 	return e.time(v.at), true
+}
+
+// Suspended returns the suspension that stops the mail of one queue longest, on
+// its way from a source to a provider.
+func (e *Engine) Suspended(now time.Time, mail Selector) (longest Suspension, stopped bool) {
+	t := e.stops.table.Load()
+	if t == nil {
+		return longest, false
+	}
+	for _, m := range t.masks {
+		st, ok := t.by[mail.mask(m)]
+		if !ok || st.until != 0 && st.until <= e.ns(now) {
+			continue
+		}
+		if !stopped || st.until == 0 || !longest.Until.IsZero() && st.Until.After(longest.Until) {
+			longest, stopped = st.Suspension, true
+		}
+	}
+	return longest, stopped
+}
+
+// String lists the fields that are set.
+func (s Selector) String() string {
+	var list []string
+	for _, f := range [][2]string{{"domain", s.Domain}, {"provider", s.Provider}, {"tenant", s.Tenant}, {"campaign", s.Campaign}, {"source", s.Source}} {
+		if f[1] != "" {
+			list = append(list, f[0]+" "+f[1])
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // AnyStopped reports whether there is any suspension at all.

@@ -196,5 +196,12 @@ func problems(w io.Writer, err error) error {
 	for _, p := range ps {
 		fmt.Fprintln(w, p)
 	}
-	return fmt.Errorf("%d problems", len(ps))
+	return countProblems(len(ps))
+}
+
+func countProblems(n int) error {
+	if n == 1 {
+		return errors.New("1 problem")
+	}
+	return fmt.Errorf("%d problems", n)
 }

@@ -98,6 +98,9 @@ func refusal(resp *http.Response) error {
 	}
 	text := fmt.Sprintf("%s: %s %s", resp.Status, p.Code, p.Detail)
 	for _, e := range p.Errors {
+		if p.Detail == e.Field+": "+e.Message {
+			continue
+		}
 		text += fmt.Sprintf("; %s: %s", e.Field, e.Message)
 	}
 	return errors.New(text)
@@ -261,7 +264,7 @@ func queueVerify(_ context.Context, c *call) error {
 		return err
 	}
 	if n := len(report.Problems); n > 0 {
-		return fmt.Errorf("%d problems", n)
+		return countProblems(n)
 	}
 	return nil
 }
