@@ -5,8 +5,11 @@ import (
 	"errors"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 	"sort"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -72,6 +75,8 @@ func Admin(cfg Config, deps AdminDeps) (http.Handler, error) {
 			return nil
 		})
 	}
+	a.handle(mux, "GET /debug/pprof/block", ScopeAdmin, a.getWaits("block"))
+	a.handle(mux, "GET /debug/pprof/mutex", ScopeAdmin, a.getWaits("mutex"))
 	for _, r := range deps.Routes {
 		a.handle(mux, r.Pattern, ScopeAdmin, r.Serve)
 	}
@@ -89,6 +94,41 @@ func Admin(cfg Config, deps AdminDeps) (http.Handler, error) {
 		}
 		inner.ServeHTTP(w, r)
 	}), nil
+}
+
+// How closely waits are looked at while a profile of them is taken.
+const (
+	waitsRate   = 10 * time.Microsecond // one wait is noted for so much of waiting
+	waitsFrac   = 100                   // one in so many contentions of a mutex
+	waitsFor    = 10                    // seconds
+	waitsAtMost = 60
+)
+
+// getWaits serves the profile called name, of what goroutines wait for. The runtime
+// keeps none by itself, because it costs: it does for the seconds that are asked for,
+// one request at a time.
+func (a *api) getWaits(name string) func(http.ResponseWriter, *http.Request, *Principal) error {
+	return func(w http.ResponseWriter, r *http.Request, _ *Principal) error {
+		q := r.URL.Query()
+		if q.Get("seconds") == "" {
+			q.Set("seconds", strconv.Itoa(waitsFor))
+		}
+		if n, err := strconv.Atoi(q.Get("seconds")); err != nil || n < 1 || n > waitsAtMost {
+			return fieldProblem("seconds", "out_of_range", "seconds is a number from 1 to %d", waitsAtMost)
+		}
+		if !a.waits.TryLock() {
+			return problem(http.StatusConflict, "busy", "a profile of waits is being taken; try again when it is done")
+		}
+		defer a.waits.Unlock()
+		runtime.SetBlockProfileRate(int(waitsRate))
+		defer runtime.SetBlockProfileRate(0)
+		runtime.SetMutexProfileFraction(waitsFrac)
+		defer runtime.SetMutexProfileFraction(0)
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = q.Encode()
+		pprof.Handler(name).ServeHTTP(w, r)
+		return nil
+	}
 }
 
 // readyz tells whether this instance should be given mail, and what is missing

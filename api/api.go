@@ -15,6 +15,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -148,7 +149,8 @@ type api struct {
 	memory  budget
 	running running
 	metric  *prometheus.CounterVec
-	routes  []string // patterns, for the test against openapi.json
+	waits   sync.Mutex // held while a profile of waits is taken
+	routes  []string   // patterns, for the test against openapi.json
 }
 
 // API makes the handler of the public API listener.
