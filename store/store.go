@@ -195,7 +195,11 @@ func (db *DB) options(opt *Options) *pebble.Options {
 		db.die(fmt.Errorf("background: %w", err))
 	}, DataCorruption: db.damaged}
 	o.Experimental.CompactionScheduler = db.compactor
-	o.EventListener.CompactionEnd = func(info pebble.CompactionInfo) { db.compactor.ended(info.Err) }
+	o.EventListener.CompactionEnd = func(info pebble.CompactionInfo) {
+		db.compactor.ended(info.Err)
+		db.log.Debug("compaction", "info", lazyf{"%s", []any{info}})
+	}
+	o.EventListener.FlushEnd = func(info pebble.FlushInfo) { db.log.Debug("flush", "info", lazyf{"%s", []any{info}}) }
 	if db.kind == Spool {
 		// Half of what is flushed is tombstones of messages delivered at once.
 		// Left alone, Pebble compacts each table for them, and the journal beside
