@@ -111,23 +111,13 @@ func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
 // attempt sends t on c. done is false when it should be tried on another
 // connection at once.
 func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done bool) {
-	if next, done, ok := s.permit(l, c, t); !ok {
-		return next, done
-	}
-	return s.transmit(l, c, t)
-}
-
-// permit makes t ready for c and gets its permit. Without one, next and done are
-// what attempt returns.
-func (s *site) permit(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done, ok bool) {
 	m := s.m
 	if reply := m.finish(t, c.Caps()); reply != nil {
 		m.settle(s, l, t, sameOutcome(t, message.Outcome{Reply: reply, Attempted: true, Result: resultOf(reply)}))
-		return c, true, false
+		return c, true
 	}
 	it := t.items[0]
-	seen := l.notices.Load()
-	grant := l.permit.Send(m.deps.Now(), throttle.Mail{
+	load := throttle.Mail{
 		Domain:       it.Recipient.Address.Domain(),
 		Tenant:       t.load.msg.Tenant,
 		Campaign:     t.load.msg.Campaign,
@@ -135,43 +125,49 @@ func (s *site) permit(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, d
 		DKIMDomain:   t.load.msg.HeaderFrom,
 		Recipients:   len(t.items),
 		Sent:         c.Messages(),
-	})
-	switch {
-	case grant.OK:
-		t.grant = grant
-		return c, false, true
-	case grant.Limit == throttle.LimitMessagesPerConnection:
-		c.Quit(m.hard)
-		return nil, false, false
-	case grant.Max > 0 && grant.Max < len(t.items): // by LimitRecipients or LimitWarmup
-		t.q.Release(t.items[grant.Max:])
-		s.requeue(t)
-		t.items = t.items[:grant.Max]
-		return c, false, false
 	}
-	s.refused(l, t, &grant, seen) // t may be another runner's from here on
-	if laneHeld(&grant) && (grant.At.IsZero() || grant.At.Sub(m.deps.Now()) > m.set.Load().Config.IdleConnection) {
-		c.Quit(m.hard) // it would lie idle, and the provider wants fewer
-		return nil, true, false
+	seen := l.notices.Load()
+	grant := l.permit.Send(m.deps.Now(), load)
+	defer grant.Release() // a bug further down must not keep it
+	if !grant.OK {
+		switch {
+		case grant.Limit == throttle.LimitMessagesPerConnection:
+			c.Quit(m.hard)
+			return nil, false
+		case grant.Max > 0 && grant.Max < len(t.items): // by LimitRecipients or LimitWarmup
+			t.q.Release(t.items[grant.Max:])
+			s.requeue(t)
+			t.items = t.items[:grant.Max]
+			return c, false
+		}
+		s.refused(l, t, &grant, seen)
+		if laneHeld(&grant) && (grant.At.IsZero() || grant.At.Sub(m.deps.Now()) > m.set.Load().Config.IdleConnection) {
+			c.Quit(m.hard) // it would lie idle, and the provider wants fewer
+			return nil, true
+		}
+		return c, true
 	}
-	return c, true, false
-}
-
-// transmit sends t, which has its permit, and settles what comes of it. With ten
-// thousand connections, most of the time is spent waiting in here: what is not on
-// the stack meanwhile counts.
-func (s *site) transmit(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done bool) {
-	m := s.m
-	defer t.grant.Release() // a bug further down must not keep it
 	s.granted(t)
 	if m.queue.Err() != nil { // nothing could be recorded: it would be sent again
 		t.q.Release(t.items)
 		return c, true
 	}
+	env := outbound.Envelope{
+		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
+		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,
+		Body: t.load.body, Plain: t.load.msg.Plain,
+	}
+	if len(t.load.sig) > 0 {
+		env.Header = [][]byte{t.load.sig}
+	}
+	env.To = make([]message.Recipient, len(t.items))
+	for i, it := range t.items {
+		env.To[i] = it.Recipient
+	}
 	sent := c.Messages()
 	start := m.deps.Now()
-	result := c.Send(m.hard, t.envelope())
-	t.grant.Release()
+	result := c.Send(m.hard, &env)
+	grant.Release()
 	m.metrics.transaction.Observe(m.deps.Now().Sub(start).Seconds())
 	if result.Usable {
 		next = c
@@ -180,7 +176,7 @@ func (s *site) transmit(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn,
 	}
 	if result.Stale && t.tries < maxTries {
 		t.tries++
-		s.stale(l, t, sent)
+		l.permit.Observe(m.deps.Now(), &throttle.Observation{Closed: true, Sent: sent, Stage: message.StageMail, Domain: load.Domain})
 		return nil, false
 	}
 	if m.hard.Err() != nil && allDeferred(result.Outcomes) {
@@ -197,29 +193,6 @@ func (s *site) transmit(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn,
 		s.succeeded(l)
 	}
 	return next, true
-}
-
-// envelope is what goes to the server.
-func (t *txn) envelope() *outbound.Envelope {
-	msg := t.load.msg
-	env := &outbound.Envelope{
-		From: msg.Sender(&t.items[0].Recipient), EnvID: msg.EnvID, Ret: msg.Ret,
-		EightBit: msg.EightBit, UTF8: msg.UTF8,
-		Body: t.load.body, Plain: msg.Plain,
-	}
-	if len(t.load.sig) > 0 {
-		env.Header = [][]byte{t.load.sig}
-	}
-	env.To = make([]message.Recipient, len(t.items))
-	for i, it := range t.items {
-		env.To[i] = it.Recipient
-	}
-	return env
-}
-
-// stale tells throttle of a connection that turned out dead when it was used again.
-func (s *site) stale(l *lane, t *txn, sent int) {
-	l.permit.Observe(s.m.deps.Now(), &throttle.Observation{Closed: true, Sent: sent, Stage: message.StageMail, Domain: t.items[0].Recipient.Address.Domain()})
 }
 
 // countAttempts marks the outcomes that are attempts although the server said

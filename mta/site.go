@@ -74,11 +74,10 @@ type txn struct {
 	q     *queue.Queue
 	items []*queue.Item
 	load  loaded
-	grant throttle.Grant // its permit, once it has one
-	order uint64         // when the site chose it
-	tries int            // connections it was tried on without being looked at
-	first bool           // it was the first message of its last connection
-	trial bool           // its queue is off the schedule until it has its permit
+	order uint64 // when the site chose it
+	tries int    // connections it was tried on without being looked at
+	first bool   // it was the first message of its last connection
+	trial bool   // its queue is off the schedule until it has its permit
 }
 
 // site returns the site of this key, made on first use.

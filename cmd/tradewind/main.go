@@ -119,7 +119,6 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		askForHugePages()
 		shareProcessors()
-		paceCollector()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
