@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 )
 
 // damages break a mail as transport, storage, forwarding programs and people do.
@@ -232,6 +233,16 @@ func nestedBoundaries() []byte {
 		fmt.Fprintf(&b, "--%s\nContent-Type: multipart/mixed; boundary=%s\n\n", strings.Repeat("b", 1+i%60), strings.Repeat("b", 2+i%60))
 	}
 	return []byte(b.String())
+}
+
+// TestPlainLettersStayAsTheyAre tries every character there is.
+func TestPlainLettersStayAsTheyAre(t *testing.T) {
+	t.Parallel()
+	for r := rune(1); r <= unicode.MaxRune; r++ {
+		if once := plain(string(r)); plain(once) != once {
+			t.Errorf("%U is %q, and then %q", r, once, plain(once))
+		}
+	}
 }
 
 // FuzzWords reads any text as a server's answer and as words to compare.

@@ -23,9 +23,9 @@ func plain(s string) string {
 	var b strings.Builder
 	b.Grow(len(s) + 8)
 	for _, r := range s {
-		switch {
+		switch r = unicode.ToLower(r); {
 		case r < utf8.RuneSelf:
-			b.WriteByte(lowerByte(byte(r)))
+			b.WriteByte(byte(r))
 		case r == 0x2018 || r == 0x2019 || r == 0xB4 || r == 0x2032 || r == 0xFF07:
 			b.WriteByte('\'')
 		case r == 0xA0 || r == 0x3000 || r == 0x202F || r == 0x2009:
@@ -38,7 +38,7 @@ func plain(s string) string {
 			b.WriteRune(baseLetter(r))
 		case unicode.Is(unicode.Mn, r) && r < 0x370: // combining accents
 		default:
-			b.WriteRune(unicode.ToLower(r))
+			b.WriteRune(r)
 		}
 	}
 	return b.String()
@@ -61,9 +61,11 @@ func asciiToLower(s string) string {
 	return s
 }
 
-// baseLetter takes the accent off a Latin or Greek letter.
+// baseLetter takes the accent off a small Latin or Greek letter.
 func baseLetter(r rune) rune {
-	switch r = unicode.ToLower(r); r {
+	var buffer [16]byte
+	first, _ := utf8.DecodeRune(norm.NFD.AppendString(buffer[:0], string(r)))
+	switch first { // what Unicode does not take apart
 	case 'ø':
 		return 'o'
 	case 'ł':
@@ -73,7 +75,5 @@ func baseLetter(r rune) rune {
 	case 'đ':
 		return 'd'
 	}
-	var buffer [16]byte
-	first, _ := utf8.DecodeRune(norm.NFD.AppendString(buffer[:0], string(r)))
 	return first
 }
