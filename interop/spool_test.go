@@ -149,7 +149,7 @@ func (s spool) batch(ids *message.IDSource, first, n int) (subs []*message.Submi
 		}
 		head := fmt.Sprintf("From: news@sender.example\r\nMessage-ID: <%d@sender.example>\r\nSubject: Waiting\r\n\r\n", from)
 		text := spoolBody - len(head)
-		sub.Body = append([]byte(head), filler[:text-text%fillerLine]...)
+		sub.Body = append([]byte(head), filler[:text-text%len(fillerLine)]...)
 		for i := range n {
 			sub.Recipients = append(sub.Recipients, message.Recipient{
 				Address: message.MustAddress(fmt.Sprintf("user%d@d%d.example", from+i, (from+i)%s.domains)),
@@ -170,10 +170,10 @@ func (s spool) batch(ids *message.IDSource, first, n int) (subs []*message.Submi
 	return subs
 }
 
-// filler is text of the kind that compresses as mail does, in lines of one length.
-var filler = bytes.Repeat([]byte("The quick brown fox jumps over the lazy dog, and back.\r\n"), 64)
+const fillerLine = "The quick brown fox jumps over the lazy dog, and back.\r\n"
 
-const fillerLine = 56
+// filler is text of the kind that compresses as mail does.
+var filler = bytes.Repeat([]byte(fillerLine), 64)
 
 // diskUsage is what the files under dir take up.
 func diskUsage(t *testing.T, dir string) (octets int64) {
