@@ -40,8 +40,8 @@ func (m *MTA) Holding(key store.QueueKey) string {
 		return fmt.Sprintf("%s until %s", e.why, e.until.UTC().Format(time.RFC3339))
 	}
 	for _, l := range s.lanes {
-		if !l.until.After(now) {
-			if l.capped {
+		if until, _ := l.held(now); !until.After(now) {
+			if l.dialling.capped {
 				return fmt.Sprintf("%s: as many connections as the limits allow", l.source.Name)
 			}
 			return ""
@@ -51,7 +51,17 @@ func (m *MTA) Holding(key store.QueueKey) string {
 		return ""
 	}
 	l := s.lanes[0]
-	return fmt.Sprintf("%s: %s until %s", l.source.Name, l.why, l.until.UTC().Format(time.RFC3339))
+	until, why := l.held(now)
+	return fmt.Sprintf("%s: %s until %s", l.source.Name, why, until.UTC().Format(time.RFC3339))
+}
+
+// held is until when the lane, or failing that its next connection, has to wait,
+// and what for. REQUIRES: site.mu.
+func (l *lane) held(now time.Time) (until time.Time, why string) {
+	if l.until.After(now) {
+		return l.until, l.why
+	}
+	return l.dialling.until, l.dialling.why
 }
 
 // HoldingMail names the hold or the suspension that keeps this mail of a queue
@@ -168,8 +178,8 @@ func (s *site) status(now time.Time) SiteStatus {
 		ls := LaneStatus{
 			Source: l.source.Name, Provider: l.permit.Provider(), Runners: l.runners, Allowed: l.allowed, Failures: l.failures,
 		}
-		if l.until.After(now) {
-			ls.Until, ls.Why = l.until, l.why
+		if until, why := l.held(now); until.After(now) {
+			ls.Until, ls.Why = until, why
 		}
 		st.Lanes = append(st.Lanes, ls)
 	}

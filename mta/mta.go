@@ -215,6 +215,7 @@ func (m *MTA) Configure(set Settings) error {
 	}
 	m.deps.Throttle.SetPools(pools)
 	m.set.Store(&set)
+	m.slots.resize(int64(set.Config.MaxConnections))
 	m.mu.Lock()
 	clear(m.targets) // routes may lead elsewhere now
 	m.mu.Unlock()

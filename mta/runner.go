@@ -59,6 +59,7 @@ func (s *site) run(l *lane) {
 		s.m.conns.Put(s.poolKey(l), c)
 		s.parked(l)
 	}
+	s.m.slots.offer() // in case it came for one and had no use for it
 }
 
 func (s *site) poolKey(l *lane) poolKey {
@@ -174,7 +175,7 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 	} else {
 		c.Quit(m.hard)
 	}
-	if result.Stale && t.tries < maxTries {
+	if result.Stale && t.tries < maxTries && !l.ruled(load.Domain, result.Outcomes) {
 		t.tries++
 		l.permit.Observe(m.deps.Now(), &throttle.Observation{Closed: true, Sent: sent, Stage: message.StageMail, Domain: load.Domain})
 		return nil, false
@@ -193,6 +194,15 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		s.succeeded(l)
 	}
 	return next, true
+}
+
+// ruled reports whether the shaping rules speak about what the server said: then
+// its words count, although a 421 before it has looked at the message often means
+// no more than that it is tired of the connection.
+func (l *lane) ruled(domain string, list []message.Outcome) bool {
+	return slices.ContainsFunc(list, func(o message.Outcome) bool {
+		return o.Reply != nil && !o.Reply.Local && l.permit.Ruled(domain, o.Reply)
+	})
 }
 
 // countAttempts marks the outcomes that are attempts although the server said
@@ -258,7 +268,7 @@ func (s *site) notConnected(l *lane, t *txn, denied *throttle.Grant, reply *mess
 		if denied.At.IsZero() {
 			s.makeRoom(l, denied.Limit)
 		}
-		s.refused(l, t, denied, seen)
+		s.undialled(l, t, denied, seen)
 		return
 	}
 	if s.m.hard.Err() != nil {
@@ -493,7 +503,7 @@ func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *th
 	}
 	var failed *message.Reply // of the first try
 	for retried := false; ; retried = true {
-		if !m.slots.claim(int64(set.Config.MaxConnections), l) {
+		if !m.slots.claim(l) {
 			m.conns.Shed(func(poolKey) bool { return true })
 			return nil, &throttle.Grant{Limit: throttle.LimitConnections}, nil
 		}
@@ -510,6 +520,7 @@ func (s *site) dial(l *lane, cand candidate, domain string) (*outbound.Conn, *th
 		case !grant.OK:
 			return nil, &grant, nil
 		}
+		s.dialled(l)
 		release := sync.OnceFunc(func() {
 			m.slots.free()
 			grant.Release()

@@ -50,20 +50,44 @@ type lane struct {
 
 	// site.mu protects everything below.
 	buf      fifo[*txn] // leased, for this lane's runners
+	asking   bool       // one of them is here, with a connection, for work
 	runners  int        // goroutines with work or on their way to it
 	starting int        // of them, those that have not taken their first work yet
 	allowed  int        // runners there may be: grows with success
-	capped   bool       // no further connection until notified
 	stopped  bool       // nothing is begun until notified
 	until    time.Time  // nothing is begun before then
-	limited  bool       // until comes from a limit or a hold, and ends with it
 	why      string     // what until or stopped waits for
-	failures int        // connection failures in a row
+	dialling dialling
+	failures int // connection failures in a row
 
 	// notices counts notified. Whoever asks for a permit looks at it before, so
 	// that a notice that comes between the refusal and what is done about it is
 	// not lost: there will be no other.
 	notices atomic.Uint64
+}
+
+// dialling says when a lane may open a further connection. Those that are open
+// go on meanwhile: nothing that keeps a lane from dialling is about them.
+type dialling struct {
+	capped  bool      // not until notified
+	until   time.Time // not before then
+	limited bool      // until comes from a limit or a hold, and ends with it
+	why     string    // what until waits for
+	// narrow is set once a permit was refused: from then on one runner at a time
+	// tries, and the next when that one has its permit. Otherwise all that have
+	// work would come for what one of them can have.
+	narrow, trying bool
+}
+
+// closed reports whether no connection may be opened now.
+func (d *dialling) closed(now time.Time) bool { return d.capped || d.until.After(now) }
+
+// open ends what a notice ends.
+func (d *dialling) open() {
+	d.capped = false
+	if d.limited {
+		d.until, d.limited = time.Time{}, false
+	}
 }
 
 // slowStart is how many connections a lane opens before any has succeeded.
@@ -100,7 +124,7 @@ func (m *MTA) site(key siteKey, domain string, hosts []string, hops []hop) *site
 		l.permit = m.deps.Throttle.Lane(throttle.Target{
 			Source: src.Name, SourceAddr: src.IP(), Pool: key.pool, Site: key.site, Hosts: hosts, Domain: domain,
 		})
-		l.quiet = l.permit.Notify(func() { s.notified(l) })
+		l.quiet = l.permit.Notify(func(what throttle.Freed) { s.notified(l, what) })
 		s.lanes = append(s.lanes, l)
 	}
 	s.paths = s.lanes
@@ -200,17 +224,21 @@ func (s *site) wake() {
 }
 
 // notified is what throttle calls when a permit may be had again, or sooner than
-// it said.
-func (s *site) notified(l *lane) {
+// it said. It reports whether that brought the lane a runner.
+func (s *site) notified(l *lane, what throttle.Freed) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l.notices.Add(1)
-	l.capped, l.stopped = false, false
-	if l.limited {
-		l.until, l.limited = time.Time{}, false
+	if what&throttle.FreedConnection != 0 {
+		l.dialling.open()
 	}
-	s.sched.release()
+	if what&throttle.FreedTransaction != 0 {
+		l.stopped, l.until = false, time.Time{}
+		s.sched.release()
+	}
+	was := l.runners
 	s.kick(s.m.deps.Now())
+	return l.runners > was
 }
 
 // wakeBy makes sure that kick is called no later than t.
@@ -239,13 +267,35 @@ func (s *site) kick(now time.Time) {
 		if l.stopped {
 			continue
 		}
-		for l.starting < l.buf.len() && l.runners < l.limit() && (!l.capped || l.runners == 0) {
-			l.runners++
-			l.starting++
-			s.m.wg.Go(func() { s.run(l) })
-		}
+		s.start(l, now)
 	}
 }
+
+// start starts runners for what is in the lane's buffer. REQUIRES: s.mu.
+func (s *site) start(l *lane, now time.Time) {
+	d := &l.dialling
+	if d.until.After(now) && l.runners < l.limit() && (l.buf.len() > 0 || s.sched.size > 0) {
+		s.wakeBy(d.until)
+	}
+	idle := 0
+	if d.narrow && l.buf.len() > l.starting {
+		idle = l.idle()
+	}
+	for l.starting < l.buf.len() && l.runners < l.limit() {
+		if d.narrow && l.starting >= idle {
+			if d.closed(now) || d.trying {
+				return
+			}
+			d.trying = true
+		}
+		l.runners++
+		l.starting++
+		s.m.wg.Go(func() { s.run(l) })
+	}
+}
+
+// idle is how many open connections of the lane nobody uses.
+func (l *lane) idle() int { return l.site.m.conns.Idle(l.site.poolKey(l)) }
 
 // limit is how many runners the lane may have now.
 func (l *lane) limit() int {
@@ -253,9 +303,17 @@ func (l *lane) limit() int {
 }
 
 // room reports whether the lane takes another transaction into its buffer: one
-// for each runner that could be started, and one in hand.
+// for each runner that could be started, and one in hand. While it may open no
+// connection, only what those that are open can take at once.
 func (l *lane) room(now time.Time) bool {
-	return !l.until.After(now) && !l.stopped && l.buf.len() < max(1, l.limit()-l.runners+l.starting)
+	if l.until.After(now) || l.stopped {
+		return false
+	}
+	if !l.dialling.closed(now) {
+		return l.buf.len() < max(1, l.limit()-l.runners+l.starting)
+	}
+	n := l.buf.len()
+	return l.asking && n == 0 || n < l.idle()
 }
 
 // fill leases work from the queues, in fair order, to lanes that have room for
@@ -393,7 +451,7 @@ func (s *site) next(now time.Time, stops bool) *lane {
 
 // free reports that nothing but its own work keeps the lane busy.
 func (l *lane) free(now time.Time) bool {
-	return !l.until.After(now) && !l.stopped && !l.capped
+	return !l.until.After(now) && !l.stopped && !l.dialling.closed(now)
 }
 
 // byWeight chooses among the lanes that fit by the weights of the pool; nil if
@@ -433,10 +491,13 @@ func (s *site) take(l *lane, first, open bool) *txn {
 	now := s.m.deps.Now()
 	if first {
 		l.starting--
+		l.dialling.trying = l.dialling.trying && !open
 	}
-	if !s.m.ending() && !l.until.After(now) && !l.stopped && (open || !l.capped) {
+	if !s.m.ending() && !l.until.After(now) && !l.stopped && (open || !l.dialling.closed(now)) {
 		if l.buf.len() == 0 {
+			l.asking = open
 			s.fill(now)
+			l.asking = false
 		}
 		if l.buf.len() > 0 {
 			t := l.buf.pop()
@@ -445,11 +506,17 @@ func (s *site) take(l *lane, first, open bool) *txn {
 		}
 	}
 	l.runners--
-	if l.until.After(now) && l.buf.len() > 0 {
-		s.wakeBy(l.until)
-	}
-	if s.m.ending() {
+	switch {
+	case s.m.ending():
 		s.drain(l)
+	case l.until.After(now) && l.buf.len() > 0:
+		s.wakeBy(l.until)
+	case !open:
+		l.dialling.trying = false
+		if l.runners == 0 && l.dialling.closed(now) && l.dialling.until.Sub(now) > inHand {
+			s.empty(l)
+		}
+		s.kick(now)
 	}
 	return nil
 }
@@ -459,8 +526,18 @@ func (s *site) take(l *lane, first, open bool) *txn {
 func (s *site) parked(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.capped {
-		l.capped = false
+	if l.dialling.narrow {
+		s.kick(s.m.deps.Now())
+	}
+}
+
+// dialled is what a runner calls that has the permit for a connection: another
+// may try.
+func (s *site) dialled(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.dialling.narrow {
+		l.dialling.trying = false
 		s.kick(s.m.deps.Now())
 	}
 }
@@ -505,10 +582,6 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 	case entryLimit(g):
 		s.giveBack(t)
 		s.holdEntry(t, g)
-	case g.At.IsZero() && connectionLimit(g.Limit):
-		l.capped = true // notified lifts it
-		s.giveBack(t)
-		s.keep(t)
 	case g.At.IsZero():
 		l.stopped, l.why = true, g.Limit.String() // notified lifts it
 		s.giveBack(t)
@@ -516,7 +589,7 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 		s.empty(l)
 	default:
 		if at := later(l.until, g.At); at != l.until {
-			l.until, l.why, l.limited = at, g.Limit.String(), true
+			l.until, l.why = at, g.Limit.String()
 		}
 		if g.At.Sub(now) <= inHand {
 			l.putBack(t)
@@ -526,6 +599,33 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 			s.empty(l)
 		}
 		s.wakeBy(l.until)
+	}
+	s.kick(now)
+}
+
+// undialled gives a transaction back for which no connection may be opened. The
+// lane's open ones go on, and take it when they are free. seen are the notices
+// from before the permit was asked for.
+func (s *site) undialled(l *lane, t *txn, g *throttle.Grant, seen uint64) {
+	s.m.metrics.held.WithLabelValues(l.permit.Provider(), g.Limit.String()).Inc()
+	now := s.m.deps.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := &l.dialling
+	d.narrow, d.trying = true, false
+	switch {
+	case !g.At.IsZero():
+		if at := later(d.until, g.At); at != d.until {
+			d.until, d.why, d.limited = at, g.Limit.String(), true
+		}
+	case l.notices.Load() == seen:
+		d.capped = true
+	}
+	if !g.At.IsZero() && g.At.Sub(now) <= inHand {
+		l.putBack(t)
+	} else {
+		s.giveBack(t)
+		s.keep(t)
 	}
 	s.kick(now)
 }
@@ -585,15 +685,6 @@ func laneHeld(g *throttle.Grant) bool {
 // rest of it free to go.
 func mailScope(g *throttle.Grant) bool {
 	return g.Scope == throttle.ScopeSenderDomain || g.Scope == throttle.ScopeDKIMDomain
-}
-
-// connectionLimit reports limits that leave open connections usable.
-func connectionLimit(l throttle.Limit) bool {
-	switch l {
-	case throttle.LimitConnections, throttle.LimitSourceConnections, throttle.LimitProviderConnections, throttle.LimitMXConnections:
-		return true
-	}
-	return false
 }
 
 // postpone moves the recipients of a transaction to the end of a hold that does
@@ -688,6 +779,7 @@ func (m *MTA) SuspensionsChanged() {
 		for _, l := range s.lanes {
 			l.notices.Add(1)
 			l.stopped = false
+			l.dialling.open()
 		}
 		s.sched.resume()
 		s.kick(m.deps.Now())
@@ -742,7 +834,8 @@ func (s *site) granted(t *txn) {
 	s.kick(s.m.deps.Now())
 }
 
-// connectFailed rests the lane after no host could be reached.
+// connectFailed keeps the lane from dialling for a while after no host could be
+// reached.
 func (s *site) connectFailed(l *lane, reply string) {
 	cfg := &s.m.set.Load().Config
 	now := s.m.deps.Now()
@@ -752,13 +845,15 @@ func (s *site) connectFailed(l *lane, reply string) {
 	if pause > cfg.MaxRetryConnection || pause <= 0 {
 		pause = cfg.MaxRetryConnection
 	}
-	if !l.until.After(now) { // the first of several runners that fail together
+	d := &l.dialling
+	d.trying = false
+	if d.limited || !d.until.After(now) { // the first of several runners that fail together
 		l.failures++
-		l.until, l.why, l.limited = now.Add(pause), reply, false
+		d.until, d.why, d.limited = later(d.until, now.Add(pause)), reply, false
 	}
 	l.allowed = slowStart
 	s.empty(l)
-	s.wakeBy(l.until)
+	s.kick(now)
 }
 
 func later(a, b time.Time) time.Time {

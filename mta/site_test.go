@@ -28,7 +28,7 @@ func TestNoticeAfterRetirementIsPassedOver(t *testing.T) {
 	if s.lanes != nil || len(m.sites) != 0 {
 		t.Fatal("the site has not retired")
 	}
-	s.notified(l)
+	s.notified(l, throttle.FreedAll)
 	s.parked(l)
 	s.wake()
 }

@@ -334,3 +334,161 @@ func covers(sel, mail throttle.Selector) bool {
 	return fits(sel.Domain, mail.Domain) && fits(sel.Provider, mail.Provider) && fits(sel.Tenant, mail.Tenant) &&
 		fits(sel.Campaign, mail.Campaign) && fits(sel.Source, mail.Source)
 }
+
+// TestOpenConnectionsGoOnWhenNoMoreMayBeOpened keeps a lane at two connections in
+// several ways. None of them is about the two that are open: they carry as much
+// as with a plain limit of two.
+func TestOpenConnectionsGoOnWhenNoMoreMayBeOpened(t *testing.T) {
+	t.Parallel()
+	const refused = "421 4.7.0 we would like fewer"
+	delivered := func(t *testing.T, rules string, limits loadgen.Limits) (n int) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, worldConfig{
+				shaping: "[provider.p]\nmx_suffix = [\".p.example\"]\n" + rules, settings: sources(1),
+				zone: "d.example. MX 10 mx.p.example.\nmx.p.example. A 192.0.2.9\n",
+			})
+			defer w.end()
+			told := false
+			w.host("192.0.2.9", loadgen.SinkConfig{
+				Latency: 50 * time.Millisecond, Limits: limits,
+				OnMail: func(string, string) (string, func()) {
+					if strings.Contains(rules, "fewer") && !told && w.count(message.EventDelivered) > 100 {
+						told = true
+						return refused, nil
+					}
+					return "", nil
+				},
+			})
+			list := make([]mail, 12_000)
+			for i := range list {
+				list[i] = mail{from: "t0.c0.b@s0.example", tenant: "t0", campaign: "c0", to: []string{fmt.Sprintf("r%d@d.example", i)}}
+			}
+			w.accept(list...)
+			time.Sleep(time.Minute)
+			before := w.count(message.EventDelivered)
+			time.Sleep(5 * time.Minute)
+			n = w.count(message.EventDelivered) - before
+			if w.queue.Stats().Waiting == 0 {
+				t.Error("nothing waits any more: the test tests less than it says")
+			}
+		})
+		return n
+	}
+	want := delivered(t, "connections = 2\n", loadgen.Limits{})
+	for _, c := range []struct {
+		name, rules string
+		limits      loadgen.Limits
+	}{
+		{"connection rate", "connection_rate = \"2/hour burst 2\"\n", loadgen.Limits{}},
+		{"host", "", loadgen.Limits{Connections: 2}},
+		{"hold", `
+connections = 10
+[[provider.p.rule]]
+name = "fewer"
+code = [421]
+pattern = 'would like fewer'
+scope = "source"
+action = "connections"
+connections = 2
+for = "1h"
+basis = "guess 2026-11-26"
+match = ["` + refused + `"]
+not = ["421 4.7.0 later"]
+`, loadgen.Limits{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			if got := delivered(t, c.rules, c.limits); got < want*98/100 {
+				t.Errorf("%d delivered in five minutes, %d with a plain limit", got, want)
+			}
+		})
+	}
+}
+
+// TestFreeSlotIsOfferedToOneOfManyDestinations lets three hundred destinations
+// wait for three connections: those that are closed wake whoever is next, and
+// not everybody.
+func TestFreeSlotIsOfferedToOneOfManyDestinations(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const sites = 300
+		var zone strings.Builder
+		var list []mail
+		for i := range 3 * sites {
+			if i < sites {
+				fmt.Fprintf(&zone, "d%d.example. MX 10 mx.d%d.example.\nmx.d%d.example. A 192.0.2.1\n", i, i, i)
+			}
+			list = append(list, mail{from: "a@s.example", tenant: "t", to: []string{fmt.Sprintf("r@d%d.example", i%sites)}})
+		}
+		set := sources(1)
+		set.Config = mta.DefaultConfig()
+		set.Config.MaxConnections = 3
+		w := newWorld(t, worldConfig{zone: zone.String(), settings: set})
+		defer w.end()
+		w.host("192.0.2.1", loadgen.SinkConfig{Latency: time.Second})
+		w.accept(list...)
+		time.Sleep(time.Hour)
+		if got := w.count(message.EventDelivered); got != len(list) {
+			t.Errorf("%d of %d delivered", got, len(list))
+		}
+		if held := w.metric("tradewind_delivery_held_total"); held > float64(3*len(list)) {
+			t.Errorf("%.0f permits were refused for %d deliveries", held, len(list))
+		}
+	})
+}
+
+// TestWordsOnAUsedConnectionCount hangs up with 421 on connections that have
+// carried mail: where the rules know the words they are in force, and otherwise
+// the message goes out on another connection at once.
+func TestWordsOnAUsedConnectionCount(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		reply    string
+		deferred int
+	}{
+		"known":   {"421 4.7.0 you are sending too fast", 1},
+		"unknown": {"421 4.3.0 some other time", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, worldConfig{
+					shaping: `
+[default]
+connections = 1
+[[default.rule]]
+name = "fast"
+text = "too fast"
+scope = "source"
+action = "suspend"
+for = "1h"
+`, zone: "d.example. MX 10 mx.d.example.\nmx.d.example. A 192.0.2.1\n", settings: sources(1),
+				})
+				defer w.end()
+				mails := 0
+				w.host("192.0.2.1", loadgen.SinkConfig{OnMail: func(string, string) (string, func()) {
+					if mails++; mails == 3 {
+						return c.reply, nil
+					}
+					return "", nil
+				}})
+				list := make([]mail, 10)
+				for i := range list {
+					list[i] = mail{from: "a@s.example", tenant: "t", to: []string{fmt.Sprintf("r%d@d.example", i)}}
+				}
+				w.accept(list...)
+				time.Sleep(30 * time.Minute)
+				want := len(list)
+				if c.deferred > 0 {
+					want = 2 // the rest waits for the hour to pass
+				}
+				if got := w.count(message.EventDelivered); got != want {
+					t.Errorf("%d delivered, want %d", got, want)
+				}
+				if got := w.count(message.EventDeferred); got != c.deferred {
+					t.Errorf("%d deferred, want %d", got, c.deferred)
+				}
+			})
+		})
+	}
+}

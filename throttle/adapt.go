@@ -124,10 +124,11 @@ func (l *Lane) adapt(g *group, now int64, rule *Rule, k holdKey, reply *message.
 	case VerbRecover, VerbSuspend:
 		switch h.state {
 		case StateNormal, StateSlowed:
+			h.interval = 0
 			h.pause(now, h.base)
 			changed = true
 		default:
-			changed = h.deferred(now)
+			changed = h.deferred(now, l.minute(k, now))
 		}
 		if rule.Action == VerbSuspend {
 			kind, event = ActSuspend, message.EventEgressSuspended
@@ -137,7 +138,7 @@ func (l *Lane) adapt(g *group, now int64, rule *Rule, k holdKey, reply *message.
 		case StateNormal, StateSlowed:
 			changed = h.slow(now, l.sn.pace(now), l.sn.busy, int64(rule.For))
 		default:
-			changed = h.deferred(now)
+			changed = h.deferred(now, l.minute(k, now))
 		}
 	case VerbConnections:
 		changed = h.fewer(now, rule)
@@ -245,6 +246,9 @@ func (l *Lane) action(g *group, kind ActionKind, h *hold, now int64, t message.E
 	if h.cap > 0 && kind != ActResume {
 		d.WriteString(", " + strconv.FormatInt(h.cap, 10) + " connections")
 	}
+	if h.interval > 0 && kind != ActResume {
+		d.WriteString(", " + perSecond(h.interval))
+	}
 	if learned := h.refusedAt(); learned != "" {
 		d.WriteString(", " + learned)
 	}
@@ -270,20 +274,38 @@ func clip(r *message.Reply) string {
 // over the last full window or the running one, whichever is faster.
 func (sn *sourceNode) pace(now int64) int64 {
 	sn.roll(now)
-	n := max(sn.current, sn.previous)
+	n := max(sn.current, sn.before[0])
 	if n == 0 {
 		return slowestPace
 	}
-	return int64(window) / n
+	return window / n
+}
+
+// minute is how many transactions were granted in the last minute under a hold
+// of this key, 0 if only the source's are counted and the key is another.
+func (l *Lane) minute(k holdKey, now int64) int64 {
+	if k.scope != ScopeSource {
+		return 0
+	}
+	l.sn.roll(now)
+	n := l.sn.current
+	for _, earlier := range l.sn.before {
+		n += earlier
+	}
+	return n
 }
 
 // roll starts a new window when the last one is over.
 func (sn *sourceNode) roll(now int64) {
-	if age := now - sn.begun; age >= int64(window) {
-		sn.previous = sn.current
-		if age >= 2*int64(window) {
-			sn.previous = 0
-		}
-		sn.current, sn.begun = 0, now
+	age := now - sn.begun
+	if age < window {
+		return
 	}
+	empty := min(age/window-1, int64(len(sn.before)))
+	copy(sn.before[min(empty+1, int64(len(sn.before))):], sn.before[:])
+	clear(sn.before[:empty])
+	if empty < int64(len(sn.before)) {
+		sn.before[empty] = sn.current
+	}
+	sn.current, sn.begun = 0, now
 }

@@ -38,7 +38,7 @@ func (l *Lane) connect(now time.Time, mx netip.Addr, dry bool) Grant {
 		v.settle(&l.connecting)
 	}
 	if v.limit != LimitNone || dry {
-		grant := l.refuse(g, at, &v, dry)
+		grant := l.refuse(g, at, &v, FreedConnection, dry)
 		g.mu.Unlock()
 		return grant
 	}
@@ -100,14 +100,23 @@ func (e *Engine) takeMX(v *verdict, mx netip.Addr, set *Value, l *Lane, dry bool
 	}
 }
 
+// drain empties the list of waiting lanes. REQUIRES: Engine.mxMu.
+func (n *mxNode) drain() []notice {
+	var woken []notice
+	for _, l := range n.waiting {
+		woken = append(woken, notice{l, FreedConnection})
+	}
+	n.waiting = nil
+	return woken
+}
+
 // releaseMX gives a connection to an address back and returns who waited.
-func (e *Engine) releaseMX(mx netip.Addr) []*Lane {
+func (e *Engine) releaseMX(mx netip.Addr) []notice {
 	e.mxMu.Lock()
 	defer e.mxMu.Unlock()
 	n := e.mx[mx]
 	n.busy--
-	woken := n.waiting
-	n.waiting = nil
+	woken := n.drain()
 	if n.busy == 0 {
 		delete(e.mx, mx)
 	}

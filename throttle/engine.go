@@ -92,9 +92,10 @@ type sourceNode struct {
 	netblock string     // its /24 or /64
 	warm     *warmState // nil until a warm-up applies
 
-	// Transactions granted in the running and the last full window: the pace
-	// that backing off starts from.
-	current, previous, begun int64
+	// Transactions granted in the running window, which began at begun, and in
+	// those of the minute before it, latest first.
+	current, begun int64
+	before         [int64(time.Minute)/window - 1]int64
 }
 
 // shareKey names a counter that is neither lane, source nor provider.
@@ -112,7 +113,7 @@ type Lane struct {
 	g    atomic.Pointer[group] // changes only under Engine.mu and both groups' mutexes
 	refs int                   // guarded by Engine.mu
 
-	notify atomic.Pointer[[]*func()] // replaced under Engine.mu
+	notify atomic.Pointer[[]*func(Freed)] // replaced under Engine.mu
 
 	// What the provider was found by, kept for reloads.
 	hosts    []string
@@ -128,7 +129,7 @@ type Lane struct {
 	sn         *sourceNode
 	n          node
 	recipients meter
-	waiting    bool     // in the group's or an address's list of waiting lanes
+	waiting    Freed    // what it waits for in the group's list of waiting lanes
 	plain      bool     // a domain without a section of its own uses the lane
 	sections   []string // domains with one that do
 	since      int64    // time of the first of a run of refusals, 0: none
@@ -218,7 +219,7 @@ func (e *Engine) Lane(t Target) *Lane {
 	}
 	e.mu.Unlock()
 	if moved {
-		wake([]*Lane{l})
+		wake([]notice{{l, FreedAll}})
 	}
 	return l
 }
@@ -381,31 +382,41 @@ func (l *Lane) TLS(domain string) (TLS, *Origin) {
 	return TLSUnset, nil
 }
 
+// Freed says which kinds of permit a lane may ask for again.
+type Freed uint8
+
+// Kinds of permit.
+const (
+	FreedTransaction Freed = 1 << iota // Lane.Send
+	FreedConnection                    // Lane.Connect
+	FreedAll         = FreedTransaction | FreedConnection
+)
+
 // Notify adds a function that is called, without locks held, when a lane whose
 // permit was refused without a time may ask again, once per run of refusals, or
 // when one that was told a time may ask sooner. It must not block. The lane may
 // have several users, such as pools that have the source in common. Stop ends
 // it; a call may be under way then.
-func (l *Lane) Notify(fn func()) (stop func()) {
+func (l *Lane) Notify(fn func(Freed)) (stop func()) {
 	l.e.mu.Lock()
 	defer l.e.mu.Unlock()
 	l.setNotify(append(l.notified(), &fn))
 	return func() {
 		l.e.mu.Lock()
 		defer l.e.mu.Unlock()
-		l.setNotify(slices.DeleteFunc(l.notified(), func(f *func()) bool { return f == &fn }))
+		l.setNotify(slices.DeleteFunc(l.notified(), func(f *func(Freed)) bool { return f == &fn }))
 	}
 }
 
 // notified returns a copy of the functions to call.
-func (l *Lane) notified() []*func() {
+func (l *Lane) notified() []*func(Freed) {
 	if list := l.notify.Load(); list != nil {
 		return slices.Clone(*list)
 	}
 	return nil
 }
 
-func (l *Lane) setNotify(list []*func()) { l.notify.Store(&list) }
+func (l *Lane) setNotify(list []*func(Freed)) { l.notify.Store(&list) }
 
 // Policy is what the rules ask of connections that carry mail for a domain to
 // these hosts, before a source is chosen. It changes with a reload.

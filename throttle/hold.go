@@ -58,7 +58,7 @@ const (
 	// paceSteps is how many steps of increase lead from nothing to the ceiling.
 	paceSteps = 10
 	// window is over which the present rate of a source is measured.
-	window = 10 * time.Second
+	window = int64(10 * time.Second)
 	// maxHolds bounds the holds of one provider.
 	maxHolds = 10_000
 )
@@ -85,9 +85,9 @@ type hold struct {
 	busy    int64 // transactions under way
 	repeats int   // holds in a row without a step that worked
 
-	interval int64 // slowed: ns between two transactions
-	ceiling  int64 // slowed: the interval at which the hold ends
-	next     int64 // slowed: when the next transaction may go
+	interval int64 // ns between two transactions; 0: no pace
+	ceiling  int64 // the interval at which the hold ends
+	next     int64 // when the next transaction may go
 	hit      int64 // when we last went slower
 	learned  lesson
 }
@@ -114,12 +114,14 @@ func (h *hold) pause(now, d int64) {
 	h.learned.pace, h.learned.cap, h.learned.rest = 0, 0, false
 }
 
-// deferred notes that the provider deferred again for this key, and reports
-// whether that changed anything but the time.
-func (h *hold) deferred(now int64) bool {
+// deferred notes that the provider deferred again for this key, whose source had
+// so many transactions in the last minute, and reports whether that changed
+// anything but the time.
+func (h *hold) deferred(now, minute int64) bool {
 	h.settle(now)
 	switch h.state {
 	case StateProbe, StateRamp:
+		h.refusedRamp(minute)
 		// The first failed probe waits as long again; later ones longer.
 		d := h.base << min(max(h.repeats, 0), 20)
 		if d <= 0 || d > h.longest {
@@ -160,8 +162,9 @@ func (h *hold) accepted(now, open int64) (over bool) {
 	return false
 }
 
-// slow halves rate and connections. rate is the pace seen so far, in ns
-// between transactions; it is used the first time only.
+// slow halves rate and connections, after a rest of a minute: a limit by the
+// minute is used up. pace is what was seen so far, in ns between transactions;
+// it is used the first time only.
 func (h *hold) slow(now, pace, busy, quiet int64) bool {
 	if h.state == StateSlowed {
 		if now-h.hit < int64(cohort) {
@@ -176,7 +179,7 @@ func (h *hold) slow(now, pace, busy, quiet int64) bool {
 		h.cap = min(h.max, max(busy, 1))
 	}
 	h.enter(StateSlowed, now)
-	h.hit = now
+	h.hit, h.next = now, max(h.next, now+min(h.step, int64(time.Minute)))
 	h.interval = min(h.interval*2, max(slowestPace, h.ceiling))
 	h.cap = max(h.cap/2, 1)
 	h.until = now + max(quiet, h.step)
@@ -201,7 +204,7 @@ func (h *hold) check(v *verdict, now, open int64) {
 		if used >= h.cap {
 			v.stop(LimitBackoff, origin, h.key.scope)
 		}
-		if h.state == StateSlowed && open < 0 {
+		if h.interval > 0 && open < 0 {
 			v.held(h.next, now, LimitBackoff, origin, h.key.scope)
 		}
 	}
@@ -214,7 +217,7 @@ func (b *heldBy) take(now int64) {
 	}
 	for _, h := range b.by[:b.n] {
 		h.busy++
-		if h.state == StateSlowed {
+		if h.interval > 0 {
 			h.next = max(h.next, now) + h.interval
 			h.learned.sent++
 		}

@@ -137,7 +137,7 @@ func TestWaitingLaneIsNotifiedOnceWhenASlotIsFree(t *testing.T) {
 	for i := range lanes {
 		host := fmt.Sprintf("mx%d.p.example", i)
 		lanes[i] = eng.Lane(Target{Source: "ip1", Site: host, Hosts: []string{host}})
-		lanes[i].Notify(func() { calls[i]++ })
+		lanes[i].Notify(func(Freed) { calls[i]++ })
 	}
 	conn := lanes[0].Connect(epoch, mxAddr)
 	for range 3 {
@@ -165,7 +165,7 @@ func TestEveryUserOfALaneIsNotified(t *testing.T) {
 	var stop [3]func()
 	l := eng.Lane(target)
 	for i := range calls {
-		stop[i] = eng.Lane(target).Notify(func() { calls[i]++ })
+		stop[i] = eng.Lane(target).Notify(func(Freed) { calls[i]++ })
 	}
 	stop[1]()
 	first := l.Connect(epoch, mxAddr)
@@ -185,7 +185,7 @@ func TestOneAddressIsCountedOverAllSites(t *testing.T) {
 	var grants []Grant
 	for i := range 3 {
 		l := eng.Lane(Target{Source: "ip1", Site: fmt.Sprint(i), Hosts: []string{"mx.example"}})
-		l.Notify(func() { woken++ })
+		l.Notify(func(Freed) { woken++ })
 		g := l.Connect(epoch, mxAddr)
 		if g.OK != (i < 2) {
 			t.Errorf("connection %d: %v by %v", i, g.OK, g.Limit)

@@ -40,6 +40,11 @@ const (
 	closeSteps = 2
 	firstGain  = 10
 	mostGain   = 100
+	// leastMinute is how many transactions a minute a source must have made for
+	// their pace to be taken for what a provider refused while we came back from
+	// a pause; of them rampShare per cent go from then on.
+	leastMinute = 30
+	rampShare   = 75
 	// learnedFor is how long a hold that learned a limit is kept without mail.
 	learnedFor = 3 * nsPerDay
 )
@@ -78,11 +83,13 @@ func (h *hold) grow(now int64) (over bool) {
 	if h.cap < h.mostConnections(look) {
 		h.cap++
 	}
-	if h.state == StateSlowed {
+	ramp := h.state == StateRamp && h.cap > l.cap // connections first
+	if h.interval > 0 && !ramp {
 		h.interval = h.faster(look)
 	}
 	h.since, h.until = now, now+h.step
 	switch {
+	case ramp && h.interval > 0:
 	case h.cap == l.cap && h.interval == l.pace:
 		l.rest, l.wait = true, max(l.wait, firstLook)
 		h.until = now + l.wait
@@ -100,7 +107,7 @@ func (h *hold) grow(now int64) (over bool) {
 
 // atLimits reports whether the hold allows as much as the rules.
 func (h *hold) atLimits() bool {
-	return h.cap >= h.max && (h.state != StateSlowed || h.interval <= h.ceiling)
+	return h.cap >= h.max && h.interval <= h.ceiling
 }
 
 // procedure reports whether the hold follows the published recovery procedure,
@@ -133,7 +140,7 @@ func (h *hold) faster(look bool) int64 {
 		rate := 1/float64(h.interval) + 1/(float64(h.ceiling)*paceSteps)
 		return max(int64(1/rate), h.ceiling)
 	}
-	if gap := h.interval - fast; gap*settledAt > h.interval {
+	if gap := h.interval - fast; gap*settledAt > h.interval && (look || h.state == StateSlowed) {
 		rate := (1/float64(h.interval) + 1/float64(fast)) / 2
 		return max(int64(1/rate), h.ceiling)
 	}
@@ -189,6 +196,24 @@ func (h *hold) refusedConnections(now int64) bool {
 	return true
 }
 
+// refusedRamp is refusedRate for a hold that comes back from a pause, whose
+// source had so many transactions in the last minute. The next refusal costs a
+// pause again, so that the hold closes in once a day, and not with each step.
+func (h *hold) refusedRamp(minute int64) {
+	l := &h.learned
+	was := h.learnedKinds()
+	defer h.taught(was)
+	switch {
+	case l.pace > 0 && h.interval < l.pace:
+		l.fast, l.gain, l.wait, h.interval = h.interval, 0, lastLook, l.pace
+	case h.interval > 0:
+		l.fast, l.gain, h.interval = 0, firstGain, min(2*h.interval, max(slowestPace, h.ceiling))
+	case h.state == StateRamp && minute >= leastMinute:
+		l.gain = firstGain
+		h.interval = max(int64(time.Minute)*100/(minute*rampShare), h.ceiling)
+	}
+}
+
 // missed doubles the time to the next look if this was one.
 func (l *lesson) missed(look bool) {
 	if look {
@@ -240,6 +265,14 @@ func perSecond(interval int64) string {
 	return strconv.FormatFloat(float64(time.Second)/float64(interval), 'g', 3, 64) + "/s"
 }
 
+// Pace is the rate that the hold keeps to, "" when it has none.
+func (s *HoldState) Pace() string {
+	if s.Interval <= 0 {
+		return ""
+	}
+	return perSecond(int64(s.Interval))
+}
+
 // Learned says in words which limits the hold has learned and when it looks
 // above them, "" when it has learned none.
 func (s *HoldState) Learned() string {
@@ -253,8 +286,8 @@ func (s *HoldState) Learned() string {
 	case !s.Settled:
 		return words + ", closing in"
 	}
-	if s.State == StateSlowed && s.Interval > 0 {
-		words += ", goes on at " + perSecond(int64(s.Interval))
+	if pace := s.Pace(); pace != "" {
+		words += ", goes on at " + pace
 	}
 	return words + ", looks above it at " + s.Until.UTC().Format(time.RFC3339)
 }

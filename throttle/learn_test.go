@@ -95,6 +95,53 @@ func (s *secret) hold() HoldState {
 	return holds[0]
 }
 
+// TestSecretRateThatCostsAPauseIsLearned sends for two days to a provider whose
+// words about a rate that it keeps to itself mean a pause of half an hour.
+func TestSecretRateThatCostsAPauseIsLearned(t *testing.T) {
+	t.Parallel()
+	const rules = `
+[default]
+rate = "100/s"
+connections = 5
+[[default.rule]]
+name = "rate"
+text = "slow down"
+scope = "source"
+action = "suspend"
+for = "30m"
+`
+	for _, limit := range []int{60, 300} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			t.Parallel()
+			s := &secret{t: t, now: epoch, limit: limit}
+			s.start(rules, nil)
+			for hour := 0; hour < 3*24; {
+				// The first day has four: the one that teaches nothing, the one in the
+				// ramp after it, and what is found out as the pace grows again.
+				pauses, least := 4, limit*60*24*75/100
+				if hour > 0 {
+					pauses, least = 1, limit*60*24*90/100
+				}
+				day := hour / 24
+				taken, refused := 0, 0
+				for ; hour < 24*(day+1); hour++ {
+					ok, not := s.run(time.Hour)
+					taken, refused = taken+ok, refused+not
+				}
+				if refused > pauses || taken < least {
+					t.Errorf("day %d: %d refused, want at most %d, and %d taken, want at least %d", day, refused, pauses, taken, least)
+				}
+				if day == 1 { // a restart forgets nothing of it
+					s.start(rules, s.eng.Snapshot(s.now))
+				}
+			}
+			if h := s.hold(); h.State != StateRamp || h.Interval == 0 || !h.Settled {
+				t.Errorf("the hold is %+v, want a settled pace", h)
+			}
+		})
+	}
+}
+
 func TestSecretRateIsLearnedAndLookedAboveRarely(t *testing.T) {
 	t.Parallel()
 	limits := []int{30, 300, 570}

@@ -82,7 +82,7 @@ type Action struct {
 func (l *Lane) Observe(now time.Time, o *Observation) []Action {
 	g, at := l.lock(now)
 	var out []Action
-	var woken []*Lane
+	var woken []notice
 	if w := l.sn.warm; w != nil && (o.Result == message.Delivered || o.Reply != nil) {
 		w.tried++
 		if o.Result != message.Delivered && o.Reply.Temporary() {
@@ -92,8 +92,10 @@ func (l *Lane) Observe(now time.Time, o *Observation) []Action {
 	switch {
 	case o.Result == message.Delivered:
 		if len(g.holds) > 0 {
-			out = l.accepted(g, at, o)
-			woken = g.drain() // a larger cap may have room
+			var grown bool
+			if out, grown = l.accepted(g, at, o); grown {
+				woken = g.drain(FreedAll)
+			}
 		}
 	case o.Closed && o.Reply == nil:
 		if o.Sent > 0 && l.eff.Bool(KeySilentClose, false) {
@@ -115,9 +117,9 @@ func (o *Observation) mail() *Mail {
 	}
 }
 
-// accepted moves the holds on that this mail was sent under. REQUIRES: g.mu.
-func (l *Lane) accepted(g *group, now int64, o *Observation) []Action {
-	var out []Action
+// accepted moves the holds on that this mail was sent under, and reports whether
+// one of them allows more now. REQUIRES: g.mu.
+func (l *Lane) accepted(g *group, now int64, o *Observation) (out []Action, grown bool) {
 	for _, k := range holdKeys(l, o.mail()) {
 		h := g.holds[k]
 		if h == nil || k.key == "" {
@@ -130,14 +132,26 @@ func (l *Lane) accepted(g *group, now int64, o *Observation) []Action {
 		case ScopeNetblock:
 			open = g.netblockBusy(k.key)
 		}
-		if !h.accepted(now, open) {
+		was := h.cap
+		over := h.accepted(now, open)
+		grown = grown || over || h.cap > was
+		if !over {
 			continue
 		}
 		delete(g.holds, k)
 		h.enter(StateNormal, now)
 		out = append(out, l.action(g, ActResume, h, now, message.EventEgressResumed))
 	}
-	return out
+	return out, grown
+}
+
+// Ruled reports whether a rule is about a reply to mail for domain.
+func (l *Lane) Ruled(domain string, reply *message.Reply) bool {
+	g := l.g.Load()
+	g.mu.Lock()
+	p, r := l.p, l.rules
+	g.mu.Unlock()
+	return r.find(p, domain, reply) != nil
 }
 
 // answered looks for the rule about a reply and does what it says. REQUIRES:

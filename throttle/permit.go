@@ -47,9 +47,9 @@ type heldBy struct {
 // domain, DKIM domain, tenant, campaign and domain.
 const maxHeld = 7
 
-// refuse builds the refusal of a verdict and, if it names no time, notes that
-// the lane waits. REQUIRES: g.mu.
-func (l *Lane) refuse(g *group, now int64, v *verdict, dry bool) Grant {
+// refuse builds the refusal of a verdict about a permit of a kind and, if it
+// names no time, notes that the lane waits. REQUIRES: g.mu.
+func (l *Lane) refuse(g *group, now int64, v *verdict, kind Freed, dry bool) Grant {
 	if dry {
 		grant := Grant{OK: v.limit == LimitNone, Limit: v.limit, Rule: v.rule, Scope: v.scope, Max: int(v.max)}
 		if !v.full {
@@ -67,9 +67,11 @@ func (l *Lane) refuse(g *group, now int64, v *verdict, dry bool) Grant {
 		grant.At = l.e.time(v.at)
 		return grant
 	}
-	if !l.waiting && v.limit != LimitMXConnections {
-		l.waiting = true
-		g.waiting = append(g.waiting, l)
+	if v.limit != LimitMXConnections {
+		if l.waiting == 0 {
+			g.waiting = append(g.waiting, l)
+		}
+		l.waiting |= kind
 	}
 	return grant
 }
@@ -94,7 +96,7 @@ func (gr *Grant) Release() {
 	if !gr.conn && !held {
 		return
 	}
-	var woken []*Lane
+	var woken []notice
 	if gr.conn {
 		if gr.mx.IsValid() {
 			woken = l.e.releaseMX(gr.mx)
@@ -110,7 +112,7 @@ func (gr *Grant) Release() {
 			l.n.busy--
 			l.sn.busy--
 			g.all.busy--
-			woken = append(woken, g.drain()...)
+			woken = append(woken, g.drain(FreedConnection)...)
 			g.mu.Unlock()
 			break
 		}
@@ -124,20 +126,34 @@ func (gr *Grant) Release() {
 			}
 		}
 		gr.holds.release()
-		woken = append(woken, g.drain()...)
+		woken = append(woken, g.drain(FreedTransaction)...)
 		g.mu.Unlock()
 	}
 	wake(woken)
 }
 
-// drain empties the list of waiting lanes. All are woken: which of them could
-// use the slot depends on work only they know, and one that lets it pass must
-// not leave the others asleep. REQUIRES: g.mu.
-func (g *group) drain() []*Lane {
-	woken := g.waiting
-	g.waiting = nil
-	for _, l := range woken {
-		l.waiting = false
+// notice is what a lane is told by its notify functions.
+type notice struct {
+	lane *Lane
+	what Freed
+}
+
+// drain takes the lanes that wait for what is free off the list. All are woken:
+// which of them could use the slot depends on work only they know, and one that
+// lets it pass must not leave the others asleep. REQUIRES: g.mu.
+func (g *group) drain(what Freed) []notice {
+	var woken []notice
+	keep := g.waiting[:0]
+	for _, l := range g.waiting {
+		if now := l.waiting & what; now != 0 {
+			woken = append(woken, notice{l, now})
+			l.waiting &^= now
+		}
+		if l.waiting != 0 {
+			keep = append(keep, l)
+		}
 	}
+	clear(g.waiting[len(keep):])
+	g.waiting = keep
 	return woken
 }

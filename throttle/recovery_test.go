@@ -317,14 +317,22 @@ func TestSlowDownHalvesAndGrowsBackStepByStep(t *testing.T) {
 	if got := kinds(reply()); got != "none throttle" {
 		t.Errorf("actions %q", got)
 	}
-	if got := rate(); got < 45 || got > 51 {
-		t.Errorf("after one deferral %d/s, want about 50", got)
-	}
 	if got := kinds(reply()); got != "none" {
 		t.Errorf("echo within the cohort causes %q", got)
 	}
-	g.now = g.now.Add(cohort)
+	rests := func() {
+		t.Helper()
+		if grant := l.Send(g.now, mailB); grant.OK || grant.Limit != LimitBackoff || grant.At.Sub(g.now) != time.Minute {
+			t.Errorf("after a deferral: %v by %v until %v, want a minute of rest", grant.OK, grant.Limit, grant.At)
+		}
+		g.now = g.now.Add(time.Minute)
+	}
+	rests()
+	if got := rate(); got < 45 || got > 51 {
+		t.Errorf("after one deferral %d/s, want about 50", got)
+	}
 	reply()
+	rests()
 	if got := rate(); got < 22 || got > 26 {
 		t.Errorf("after another %d/s, want about 25", got)
 	}
@@ -408,7 +416,7 @@ func TestDisabledSourceStaysSoUntilResumed(t *testing.T) {
 	eng := New(shipped(t), Options{Now: func() time.Time { return epoch }})
 	l := eng.Lane(Target{Source: "ip1", Site: "yahoo", Hosts: []string{"mta5.am0.yahoodns.net"}})
 	woken := 0
-	l.Notify(func() { woken++ })
+	l.Notify(func(Freed) { woken++ })
 	r, _ := message.ParseReply("553 5.7.1 [BL21] Connections will not be accepted")
 	a := l.Observe(epoch, &Observation{Result: message.Failed, Reply: r})
 	if got := kinds(a); got != "none alert close disable" || a[3].Event.Type != message.EventEgressSuspended {

@@ -1,9 +1,6 @@
 package throttle
 
-import (
-	"maps"
-	"slices"
-)
+import "slices"
 
 // Reload puts new rules in force, at one instant for all lanes: if they moved
 // one by one, a provider that got a new name would be counted in two places
@@ -32,7 +29,10 @@ func (e *Engine) Reload(r *Rules) {
 		l.move(to, p, r, now)
 	}
 	// What they wait for may have come with the new rules.
-	woken := slices.Collect(maps.Values(e.lanes))
+	woken := make([]notice, 0, len(e.lanes))
+	for _, l := range e.lanes {
+		woken = append(woken, notice{l, FreedAll})
+	}
 	for g := range locked {
 		for _, h := range g.holds {
 			h.underRules(r, g.name)
@@ -57,7 +57,10 @@ func (h *hold) underRules(r *Rules, provider string) {
 	}
 	h.forget()
 	h.max, h.ceiling = most, ceiling
-	h.cap, h.interval = min(h.cap, most), max(h.interval, ceiling)
+	h.cap = min(h.cap, most)
+	if h.interval > 0 {
+		h.interval = max(h.interval, ceiling)
+	}
 }
 
 // move puts a lane under rules, in the group they lead it to. REQUIRES: e.mu and
@@ -66,8 +69,8 @@ func (h *hold) underRules(r *Rules, provider string) {
 func (l *Lane) move(to *group, p *Provider, r *Rules, now int64) {
 	g := l.g.Load()
 	l.resection(r)
-	if l.waiting {
-		l.waiting = false
+	if l.waiting != 0 {
+		l.waiting = 0
 		g.waiting = slices.DeleteFunc(g.waiting, func(w *Lane) bool { return w == l })
 	}
 	if to == g {
@@ -95,11 +98,11 @@ func (l *Lane) resection(r *Rules) {
 }
 
 // wake calls the lanes' notify functions. REQUIRES: no lock is held.
-func wake(lanes []*Lane) {
-	for _, l := range lanes {
-		if list := l.notify.Load(); list != nil {
-			for _, fn := range *list {
-				(*fn)()
+func wake(list []notice) {
+	for _, n := range list {
+		if fns := n.lane.notify.Load(); fns != nil {
+			for _, fn := range *fns {
+				(*fn)(n.what)
 			}
 		}
 	}

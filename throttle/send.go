@@ -108,7 +108,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		v.settle(&l.sending)
 	}
 	if v.limit != LimitNone || dry {
-		grant := l.refuse(g, at, &v, dry)
+		grant := l.refuse(g, at, &v, FreedTransaction, dry)
 		g.mu.Unlock()
 		return grant
 	}

@@ -41,8 +41,8 @@ type HoldState struct {
 	Connections int64 `json:"connections"`
 	Max         int64 `json:"max"`
 	Repeats     int   `json:"repeats,omitempty"`
-	// Interval is the pace of StateSlowed between two messages of this key,
-	// and Ceiling the pace at which it ends.
+	// Interval is the pace between two messages of this key, if there is one,
+	// and Ceiling the pace at which the hold ends.
 	Interval time.Duration `json:"interval_ns,omitempty"`
 	Ceiling  time.Duration `json:"ceiling_ns,omitempty"`
 
@@ -196,7 +196,7 @@ func (e *Engine) groupNamed(provider, site string) *group {
 
 // restoreHold puts one hold back. REQUIRES: e.mu.
 func (e *Engine) restoreHold(s *HoldState) {
-	if !s.Scope.held() || s.State == StateNormal || s.State >= numStates || len(s.RawKey) == 0 ||
+	if !s.Scope.held() || s.State == StateNormal || s.State >= numStates || len(s.RawKey) == 0 || s.Interval < 0 || s.Ceiling < 0 ||
 		s.Max < 0 || s.Connections < 0 || s.Repeats < 0 || s.Base <= 0 || s.Step <= 0 ||
 		s.State == StateSlowed && (s.Interval <= 0 || s.Ceiling <= 0) ||
 		s.TooFast < 0 || s.TooMany < 0 || s.Worked < 0 || s.WorkedConnections < 0 || s.Look < 0 || s.Gain < 0 || s.Gain > mostGain {

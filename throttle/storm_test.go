@@ -438,7 +438,7 @@ func TestNoLimitIsEverExceededInAStorm(t *testing.T) {
 						w.clock.at(epoch, k.step)
 						workers++
 					}
-					lane.Notify(func() {
+					lane.Notify(func(Freed) {
 						for _, k := range mine {
 							k.wake()
 						}
@@ -628,7 +628,7 @@ func TestEverySlotIsUsed(t *testing.T) {
 					}
 					clk.at(epoch, step)
 				}
-				l.Notify(func() {
+				l.Notify(func(Freed) {
 					woken := asleep
 					asleep = nil
 					for _, step := range woken {

@@ -2,6 +2,7 @@ package throttle
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -89,16 +90,25 @@ type stop struct {
 	until int64 // on the engine's scale, 0: for ever
 }
 
+// covering yields the suspensions that cover the mail, past ones too.
+func (s *stops) covering(mail Selector) iter.Seq[stop] {
+	return func(yield func(stop) bool) {
+		t := s.table.Load()
+		if t == nil {
+			return
+		}
+		for _, m := range t.masks {
+			if st, ok := t.by[mail.mask(m)]; ok && !yield(st) {
+				return
+			}
+		}
+	}
+}
+
 // check adds the suspension that covers the mail, if any.
 func (s *stops) check(v *verdict, now int64, mail Selector) {
-	t := s.table.Load()
-	if t == nil {
-		return
-	}
-	for _, m := range t.masks {
-		st, ok := t.by[mail.mask(m)]
+	for st := range s.covering(mail) {
 		switch {
-		case !ok:
 		case st.until == 0:
 			v.stop(LimitSuspended, nil, st.Selector.scope())
 		default:
@@ -126,13 +136,8 @@ func (e *Engine) Stopped(now time.Time, mail Selector) (until time.Time, stopped
 // Suspended returns the suspension that stops the mail of one queue longest, on
 // its way from a source to a provider.
 func (e *Engine) Suspended(now time.Time, mail Selector) (longest Suspension, stopped bool) {
-	t := e.stops.table.Load()
-	if t == nil {
-		return longest, false
-	}
-	for _, m := range t.masks {
-		st, ok := t.by[mail.mask(m)]
-		if !ok || st.until != 0 && st.until <= e.ns(now) {
+	for st := range e.stops.covering(mail) {
+		if st.until != 0 && st.until <= e.ns(now) {
 			continue
 		}
 		if !stopped || st.until == 0 || !longest.Until.IsZero() && st.Until.After(longest.Until) {
@@ -274,16 +279,15 @@ func (e *Engine) allGroups() []*group {
 
 // wakeAll notifies every lane that waits without a time.
 func (e *Engine) wakeAll() {
-	var woken []*Lane
+	var woken []notice
 	for _, g := range e.allGroups() {
 		g.mu.Lock()
-		woken = append(woken, g.drain()...)
+		woken = append(woken, g.drain(FreedAll)...)
 		g.mu.Unlock()
 	}
 	e.mxMu.Lock()
 	for _, n := range e.mx {
-		woken = append(woken, n.waiting...)
-		n.waiting = nil
+		woken = append(woken, n.drain()...)
 	}
 	e.mxMu.Unlock()
 	wake(woken)

@@ -23,7 +23,7 @@ func (e *Engine) Sweep(now time.Time) []*message.Event {
 		}
 		g := l.g.Load()
 		g.mu.Lock()
-		if l.n.idle(at) && l.recipients.idle(at) && !l.waiting {
+		if l.n.idle(at) && l.recipients.idle(at) && l.waiting == 0 {
 			delete(e.lanes, key)
 			l.sending.leave()
 			l.connecting.leave()

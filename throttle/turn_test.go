@@ -98,7 +98,7 @@ func TestNewRateEndsTheLineForTheOldOne(t *testing.T) {
 	a := eng.Lane(Target{Source: "ip1", Site: "a", Hosts: []string{"a.p.example"}})
 	b := eng.Lane(Target{Source: "ip2", Site: "b", Hosts: []string{"b.p.example"}})
 	notified := 0
-	a.Notify(func() { notified++ })
+	a.Notify(func(Freed) { notified++ })
 	if g := a.Send(epoch, Mail{}); !g.OK {
 		t.Fatal("the first was refused")
 	}

@@ -168,6 +168,9 @@ func printHold(w io.Writer, h throttle.HoldState) {
 	if h.Connections > 0 {
 		fmt.Fprintf(w, ", %d of %d connections", h.Connections, h.Max)
 	}
+	if pace := h.Pace(); pace != "" {
+		fmt.Fprintf(w, ", %s", pace)
+	}
 	fmt.Fprintf(w, " (%s)\n  %s\n", h.Origin, h.Reply)
 	if learned := h.Learned(); learned != "" {
 		fmt.Fprintf(w, "  %s\n", learned)

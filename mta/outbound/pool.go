@@ -148,11 +148,12 @@ func (p *Pool[K]) Put(key K, c *Conn) {
 	}
 	c.release()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.closed {
+		p.mu.Unlock()
 		c.Close() // Close may have stopped waiting for farewells
 		return
 	}
+	defer p.mu.Unlock()
 	if c.caps.MailMax > 0 && c.messages >= c.caps.MailMax {
 		p.dismiss(c, leftSpent)
 		return
@@ -213,6 +214,13 @@ func (p *Pool[K]) Shed(match func(K) bool) bool {
 		}
 	}
 	return false
+}
+
+// Idle returns how many connections Get would choose among.
+func (p *Pool[K]) Idle(key K) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.byKey[key])
 }
 
 // Len returns how many connections are idle.
