@@ -97,15 +97,16 @@ func (m *Manager) read(id message.ID) (sharedMessage, error) {
 		if s, ok := m.shared.get(id); ok {
 			return s, nil
 		}
-		msg, err := m.Message(id)
+		var s sharedMessage
+		err := m.db.Apart(func() (err error) {
+			if s.msg, err = m.Message(id); err == nil {
+				s.body, err = m.Body(id, s.msg.Size)
+			}
+			return err
+		})
 		if err != nil {
 			return sharedMessage{}, err
 		}
-		data, err := m.Body(id, msg.Size)
-		if err != nil {
-			return sharedMessage{}, err
-		}
-		s := sharedMessage{msg, data}
 		m.shared.put(s)
 		return s, nil
 	})

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"sync"
 	"time"
 )
@@ -40,6 +41,35 @@ func (db *DB) bounded(fn func() error) error {
 		return db.Err()
 	}
 }
+
+// Apart is bounded for readers that there are thousands of: Pebble reads deep
+// down the stack, and each of them would keep 8 KiB more of it from then on. At
+// most maxIdle run at a time, the others wait. A panic of fn is the caller's.
+func (db *DB) Apart(fn func() error) error {
+	select {
+	case db.reads <- struct{}{}:
+	case <-db.died:
+		return db.Err()
+	}
+	err := db.bounded(func() (err error) {
+		defer func() {
+			<-db.reads
+			if v := recover(); v != nil {
+				err = panicked{v}
+			}
+		}()
+		return fn()
+	})
+	if p, ok := err.(panicked); ok {
+		panic(p.value)
+	}
+	return err
+}
+
+// panicked carries a panic from one goroutine to another.
+type panicked struct{ value any }
+
+func (p panicked) Error() string { return fmt.Sprint(p.value) }
 
 // work serves calls until the store ends, or enough others wait for them.
 func (db *DB) work(c call) {

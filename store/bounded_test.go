@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -159,6 +161,50 @@ func TestDamagedBlobFileIsNamedByTheReadThatMeetsIt(t *testing.T) {
 	}
 	if names := db.DamagedFiles(); len(names) != 1 || !strings.Contains(names[0], ".blob: ") || db.DamageMet() != 1 {
 		t.Errorf("%d reads met damage, in %q", db.DamageMet(), names)
+	}
+}
+
+// TestApartRunsFewAtATimeAndHandsPanicsBack asks for more than may run at once,
+// some of which panic, and then lets the store die while all places are taken.
+func TestApartRunsFewAtATimeAndHandsPanicsBack(t *testing.T) {
+	t.Parallel()
+	db := open(t, vfs.NewMem(), nil)
+	defer db.Close()
+	var running, most atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 4 * maxIdle {
+		wg.Go(func() {
+			defer func() {
+				if v := recover(); (v != nil) != (i%10 == 0) {
+					t.Errorf("call %d: recovered %v", i, v)
+				}
+			}()
+			err := db.Apart(func() error {
+				n := running.Add(1)
+				defer running.Add(-1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				runtime.Gosched()
+				if i%10 == 0 {
+					panic("a bug")
+				}
+				return errors.ErrUnsupported
+			})
+			if !errors.Is(err, errors.ErrUnsupported) {
+				t.Errorf("call %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := most.Load(); n > maxIdle {
+		t.Errorf("%d ran at a time, want at most %d", n, maxIdle)
+	}
+	for range maxIdle {
+		db.reads <- struct{}{}
+	}
+	_ = db.die(errors.New("the disk is gone"))
+	if err := db.Apart(func() error { return nil }); !errors.Is(err, ErrDead) {
+		t.Errorf("with a dead store: %v, want ErrDead", err)
 	}
 }
 

@@ -73,6 +73,7 @@ type DB struct {
 	died    chan struct{} // closed when dead is set
 
 	calls  chan call     // to the pool; see bounded
+	reads  chan struct{} // holds one for each call of Apart under way
 	idle   atomic.Int64  // goroutines of the pool that wait for a call
 	closed chan struct{} // closed by Close
 	begun  atomic.Uint64 // commits
@@ -97,7 +98,7 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), closed: make(chan struct{}), compactor: newCompactor()}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), reads: make(chan struct{}, maxIdle), closed: make(chan struct{}), compactor: newCompactor()}
 	if err := db.checkManifest(); err != nil {
 		return nil, err
 	}
