@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/api"
@@ -64,6 +67,15 @@ type outcome struct {
 	Selector   map[string]any `json:"selector"`
 }
 
+// mail names the mail that was meant.
+func (o *outcome) mail() string {
+	var list []string
+	for _, field := range slices.Sorted(maps.Keys(o.Selector)) {
+		list = append(list, fmt.Sprintf("%s %v", field, o.Selector[field]))
+	}
+	return strings.Join(list, ", ")
+}
+
 // send asks the engine and prints what came of it; what is the verb.
 func (s *selection) send(ctx context.Context, c *call, method, path, what string) error {
 	if len(c.args) > 0 {
@@ -88,7 +100,7 @@ func (s *selection) send(ctx context.Context, c *call, method, path, what string
 	if out.Applied {
 		verb = "done: " + what
 	}
-	fmt.Fprintf(c.stdout, "%s %v", verb, out.Selector)
+	fmt.Fprintf(c.stdout, "%s mail of %s", verb, out.mail())
 	if !out.Until.IsZero() {
 		fmt.Fprintf(c.stdout, " until %s", out.Until.Format(time.RFC3339))
 	}
@@ -144,15 +156,11 @@ func queueSuspensions(ctx context.Context, c *call) error {
 		return err
 	}
 	for _, s := range out.Suspensions {
-		sel, err := json.Marshal(s.Selector)
-		if err != nil {
-			return err
-		}
 		until := "until resumed"
 		if !s.Until.IsZero() {
 			until = "until " + s.Until.Format(time.RFC3339)
 		}
-		fmt.Fprintf(c.stdout, "suspended %s %s, since %s (%s)\n", sel, until, s.Since.Format(time.RFC3339), s.Reason)
+		fmt.Fprintf(c.stdout, "suspended %s, %s, since %s (%s)\n", s.Selector, until, s.Since.Format(time.RFC3339), s.Reason)
 	}
 	for _, h := range out.Holds {
 		printHold(c.stdout, h)
