@@ -50,6 +50,13 @@ func Verify(db *store.DB) (*Report, error) {
 		r.Quarantine++
 		return true, nil
 	})
+	if err != nil {
+		return r, err
+	}
+	whole, err := db.CheckLookups()
+	if !whole {
+		r.problem("some lookups meet damage, which walks over the records may not")
+	}
 	if l := db.Lost(); l != nil {
 		r.problem("the end of the log is missing: what was committed between %v and %v is lost", l.After, l.Until)
 	}

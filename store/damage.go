@@ -147,6 +147,33 @@ func (db *DB) DamageMet() int {
 	return n
 }
 
+// CheckLookups reads what lookups need and walks do not, the filters of tables, and
+// reports whether all of it can be read.
+func (db *DB) CheckLookups() (whole bool, err error) {
+	levels, err := db.p.SSTables()
+	if err != nil {
+		return false, fmt.Errorf("store: list tables of %s: %w", db.kind, db.readFailed(err))
+	}
+	whole = true
+	for _, tables := range levels {
+		for _, t := range tables {
+			// Its first key may be found in a newer table, the one behind it is in none.
+			first := t.Smallest.UserKey
+			_, err := db.lookup(nil, first)
+			if err == nil {
+				_, err = db.lookup(nil, append(slices.Clone(first), 0))
+			}
+			switch {
+			case IsDamage(err):
+				whole = false
+			case err != nil:
+				return whole, err
+			}
+		}
+	}
+	return whole, nil
+}
+
 // EachReadable is Each that goes on behind what cannot be read, and reports
 // whether there was any of it. Use it where keys left out do no harm.
 func (db *DB) EachReadable(s Span, fn func(key, value []byte) (bool, error)) (whole bool, err error) {

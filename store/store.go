@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,6 +75,7 @@ type DB struct {
 
 	calls  chan call     // to the pool; see bounded
 	reads  chan struct{} // holds one for each call of Apart under way
+	walks  atomic.Bool   // lookups go without filters
 	idle   atomic.Int64  // goroutines of the pool that wait for a call
 	closed chan struct{} // closed by Close
 	begun  atomic.Uint64 // commits
@@ -277,6 +279,50 @@ func (db *DB) Get(key []byte) ([]byte, error) { return db.AppendGet(nil, key) }
 // AppendGet appends the value under key to dst. It returns nil when there is
 // none; an empty value gives a non-nil slice.
 func (db *DB) AppendGet(dst, key []byte) ([]byte, error) {
+	if db.walks.Load() {
+		return db.walkTo(dst, key)
+	}
+	v, err := db.lookup(dst, key)
+	if !IsDamage(err) {
+		return v, err
+	}
+	walked, walkErr := db.walkTo(dst, key)
+	if walkErr != nil {
+		return nil, err
+	}
+	// The damage is in a filter, which a walk does not ask. Each lookup would meet
+	// it again, and Pebble looks long for the bit that turned over.
+	if !db.walks.Swap(true) {
+		db.log.Warn("the filter of a table is damaged; lookups go without filters from now on", "err", err)
+	}
+	return walked, nil
+}
+
+// walkTo is AppendGet without the filters.
+func (db *DB) walkTo(dst, key []byte) (v []byte, err error) {
+	it, err := db.NewIter(Span{Start: key, End: append(slices.Clone(key), 0)})
+	if err != nil {
+		return nil, err
+	}
+	if it.First() {
+		var value []byte
+		if value, err = it.ValueAndErr(); err == nil {
+			v = append(slices.Grow(dst, len(value)), value...)
+			if v == nil {
+				v = []byte{}
+			}
+		}
+	} else {
+		err = it.Error()
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return nil, fmt.Errorf("store: get from %s: %w", db.kind, db.readFailed(err))
+	}
+	return v, nil
+}
+
+// lookup is AppendGet by way of the filters.
+func (db *DB) lookup(dst, key []byte) ([]byte, error) {
 	if err := db.Err(); err != nil {
 		return nil, err
 	}
