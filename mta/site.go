@@ -277,12 +277,12 @@ func (s *site) start(l *lane, now time.Time) {
 	if d.until.After(now) && l.runners < l.limit() && (l.buf.len() > 0 || s.sched.size > 0) {
 		s.wakeBy(d.until)
 	}
-	idle := 0
-	if d.narrow && l.buf.len() > l.starting {
+	few, idle := d.narrow || d.closed(now), 0
+	if few && l.buf.len() > l.starting {
 		idle = l.idle()
 	}
 	for l.starting < l.buf.len() && l.runners < l.limit() {
-		if d.narrow && l.starting >= idle {
+		if few && l.starting >= idle {
 			if d.closed(now) || d.trying {
 				return
 			}
@@ -304,16 +304,19 @@ func (l *lane) limit() int {
 
 // room reports whether the lane takes another transaction into its buffer: one
 // for each runner that could be started, and one in hand. While it may open no
-// connection, only what those that are open can take at once.
+// connection, only what those that are open can take at once, and one more while
+// it may open one at a time.
 func (l *lane) room(now time.Time) bool {
-	if l.until.After(now) || l.stopped {
+	n, d := l.buf.len(), &l.dialling
+	switch {
+	case l.until.After(now) || l.stopped:
 		return false
+	case d.closed(now):
+		return l.asking && n == 0 || n < l.idle()
+	case d.narrow:
+		return n < max(1, min(l.starting+l.idle()+1, l.limit()-l.runners+l.starting))
 	}
-	if !l.dialling.closed(now) {
-		return l.buf.len() < max(1, l.limit()-l.runners+l.starting)
-	}
-	n := l.buf.len()
-	return l.asking && n == 0 || n < l.idle()
+	return n < max(1, l.limit()-l.runners+l.starting)
 }
 
 // fill leases work from the queues, in fair order, to lanes that have room for

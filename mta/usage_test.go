@@ -492,3 +492,27 @@ for = "1h"
 		})
 	}
 }
+
+// TestMailGoesBySourcesThatMayDial has one source that may open a connection an
+// hour, to a host that takes one message on each: its share goes by the other.
+func TestMailGoesBySourcesThatMayDial(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, worldConfig{
+			shaping:  "[default]\nmessages_per_connection = 1\n[source.ip1]\nconnection_rate = \"1/hour\"\n",
+			zone:     "d.example. MX 10 mx.d.example.\nmx.d.example. A 192.0.2.1\n",
+			settings: sources(2),
+		})
+		defer w.end()
+		w.host("192.0.2.1", loadgen.SinkConfig{Latency: 20 * time.Millisecond})
+		list := make([]mail, 200)
+		for i := range list {
+			list[i] = mail{from: "a@s.example", tenant: "t", to: []string{fmt.Sprintf("r%d@d.example", i)}}
+		}
+		w.accept(list...)
+		time.Sleep(time.Minute)
+		if got := w.count(message.EventDelivered); got != len(list) {
+			t.Errorf("%d of %d delivered in a minute", got, len(list))
+		}
+	})
+}
