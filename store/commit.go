@@ -183,9 +183,7 @@ func (b *Batch) visible() {
 // where it is: nobody may be told of what may not be there after the restart.
 func (b *Batch) release() {
 	if b.db.Err() == nil {
-		for _, first := range b.places {
-			b.db.seq.done(first)
-		}
+		b.db.seq.done(b.places)
 	}
 	b.places = nil
 }

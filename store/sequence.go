@@ -1,7 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -55,28 +57,27 @@ func (s *Sequencer) reserve(n int) (uint64, error) {
 	return first, nil
 }
 
-// done says that the places reserved from first on are committed or given up.
-func (s *Sequencer) done(first uint64) {
+// done says that the places reserved by one batch, each named by the first of
+// its reservation, are committed or given up. It takes them together: one by one,
+// ten thousand messages in a batch would move what stands behind each head.
+func (s *Sequencer) done(places []uint64) {
+	if len(places) == 0 {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lo, hi := 0, len(s.open)
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if s.open[mid].first < first {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	s.open[lo].done = true
-	if lo > 0 {
-		return
+	for _, first := range places {
+		i, _ := slices.BinarySearchFunc(s.open, first, func(r reservation, first uint64) int { return cmp.Compare(r.first, first) })
+		s.open[i].done = true
 	}
 	n := 0
 	for n < len(s.open) && s.open[n].done {
 		n++
 	}
-	s.open = append(s.open[:0], s.open[n:]...)
+	if n == 0 {
+		return
+	}
+	s.open = slices.Delete(s.open, 0, n)
 	s.horizon = s.next - 1
 	if len(s.open) > 0 {
 		s.horizon = s.open[0].first - 1
