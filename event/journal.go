@@ -84,6 +84,8 @@ func (j *Journal) Append(b *store.Batch, evs ...*message.Event) {
 		buf = e.AppendJSON(append(buf, recordVersion, byte(e.Type)))
 		b.Set(buf[:k], buf[k:])
 		size += len(buf)
+	}
+	for _, e := range evs { // in order of their keys: see queue, where mail is accepted
 		if !e.MessageID.IsZero() {
 			buf = store.HistoryKey(buf[:0], e.MessageID, e.N, e.Seq)
 			b.Set(buf, nil)

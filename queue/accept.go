@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -22,8 +23,9 @@ func suppressed(s *message.Submission, i int) string {
 	return s.Suppressed[i]
 }
 
-// chunkAhead is the body size above which chunks are committed ahead of the
-// message, so that one batch never holds a very large body.
+// chunkAhead is how many octets of bodies go into the batch of their messages. More
+// are committed ahead of it in batches of bodyChunk, whose memory the store uses
+// again: a batch of half a memtable it would sort and flush by itself.
 const chunkAhead = 4 << 20
 
 // Accept makes the submissions durable in one commit and puts their recipients
@@ -36,17 +38,15 @@ func (m *Manager) Accept(ctx context.Context, subs []*message.Submission) error 
 	}
 	size := 0
 	for _, s := range subs {
-		if len(s.Body) <= chunkAhead {
-			size += len(s.Body)
-		}
 		size += 1024 + 1024*len(s.Recipients)
+	}
+	if n := bodySize(subs); n <= chunkAhead {
+		size += n
 	}
 	b := m.db.NewBatch(size)
 	defer b.Close()
-	for _, s := range subs {
-		if err := m.add(b, s); err != nil {
-			return err
-		}
+	if err := m.add(b, subs); err != nil {
+		return err
 	}
 	commit := b.CommitWritten
 	for _, s := range subs {
@@ -60,9 +60,65 @@ func (m *Manager) Accept(ctx context.Context, subs []*message.Submission) error 
 	return nil
 }
 
-// add writes one submission into b. Its items reach their queues when b is
-// committed.
-func (m *Manager) add(b *store.Batch, s *message.Submission) error {
+// liveOf is how many recipients of s are to be mailed.
+func liveOf(s *message.Submission) int {
+	n := len(s.Recipients)
+	for _, reason := range s.Suppressed {
+		if reason != "" {
+			n--
+		}
+	}
+	return n
+}
+
+// bodySize is how many octets of bodies subs bring.
+func bodySize(subs []*message.Submission) int {
+	n := 0
+	for _, s := range subs {
+		if liveOf(s) > 0 {
+			n += len(s.Body)
+		}
+	}
+	return n
+}
+
+// add writes submissions into b. Their items reach their queues when b is
+// committed. It writes one kind of key after the other: the store finds the place
+// of a key at once when it lies behind that of the last one, and with a search
+// from the top when it does not.
+func (m *Manager) add(b *store.Batch, subs []*message.Submission) error {
+	for _, s := range subs {
+		m.complete(s)
+	}
+	if err := m.addBodies(b, subs); err != nil {
+		return err
+	}
+	var key [32]byte
+	var value [512]byte
+	for _, s := range subs {
+		if liveOf(s) > 0 {
+			b.Set(store.MessageKey(key[:0], s.Message.ID), appendMessage(value[:0], s.Message))
+		}
+	}
+	for _, s := range subs {
+		if liveOf(s) > 0 {
+			b.Set(store.ExpiryKey(key[:0], s.Message.Expires, s.Message.ID), nil)
+		}
+	}
+	m.addItems(b, subs)
+	events := make([]*message.Event, 0, len(subs))
+	for _, s := range subs {
+		if s.Idempotency != nil {
+			m.addIdempotency(b, s.Idempotency)
+		}
+		events = m.appendEvents(events, s)
+	}
+	m.deps.Recorder.Append(b, events...)
+	return nil
+}
+
+// complete fills in what the queue knows best.
+func (m *Manager) complete(s *message.Submission) {
 	msg := s.Message
 	msg.Size = len(s.Body)
 	msg.RecipientCount = len(s.Recipients)
@@ -73,11 +129,16 @@ func (m *Manager) add(b *store.Batch, s *message.Submission) error {
 		}
 		msg.Expires = from.Add(m.Config().MaxAge)
 	}
-	events := make([]*message.Event, 0, len(s.Recipients))
-	live := 0
+	for i := range s.Recipients {
+		s.Recipients[i].N = uint32(i)
+	}
+}
+
+// appendEvents appends what is to be told of the acceptance of s.
+func (m *Manager) appendEvents(events []*message.Event, s *message.Submission) []*message.Event {
+	msg := s.Message
 	for i := range s.Recipients {
 		r := &s.Recipients[i]
-		r.N = uint32(i)
 		e := m.event(msg, r, message.EventAccepted, 1)
 		e.Time, e.Size, e.Origin = msg.Accepted, msg.Size, msg.Origin
 		events = append(events, e)
@@ -85,47 +146,49 @@ func (m *Manager) add(b *store.Batch, s *message.Submission) error {
 			e := m.event(msg, r, message.EventSuppressed, 2)
 			e.Time, e.Terminal, e.Category, e.Detail = msg.Accepted, true, message.Suppressed, reason
 			events = append(events, e)
-			continue
 		}
-		live++
 	}
-	if live > 0 {
-		if err := m.addBody(b, msg.ID, s.Body); err != nil {
-			return err
-		}
-		var key [32]byte
-		b.Set(store.MessageKey(key[:0], msg.ID), appendMessage(make([]byte, 0, 512), msg))
-		b.Set(store.ExpiryKey(key[:0], msg.Expires, msg.ID), nil)
-		m.addItems(b, s, live)
-	}
-	if s.Idempotency != nil {
-		m.addIdempotency(b, s.Idempotency)
-	}
-	m.deps.Recorder.Append(b, events...)
-	return nil
+	return events
 }
 
-func (m *Manager) addBody(b *store.Batch, id message.ID, data []byte) error {
+// addBodies writes the bodies into b or, where they are many, ahead of it. A
+// pending key then says of each that its message is still to come.
+func (m *Manager) addBodies(b *store.Batch, subs []*message.Submission) error {
 	var key [32]byte
-	if len(data) <= chunkAhead {
-		for n := 0; n*bodyChunk < len(data); n++ {
-			b.Set(store.BodyKey(key[:0], id, uint32(n)), data[n*bodyChunk:min(len(data), (n+1)*bodyChunk)])
+	into := b
+	ahead := bodySize(subs) > chunkAhead
+	if ahead {
+		into = m.db.NewBatch(bodyChunk)
+		defer func() { into.Close() }()
+	}
+	for _, s := range subs {
+		if liveOf(s) == 0 {
+			continue
 		}
+		id := s.Message.ID
+		if ahead {
+			into.Set(store.PendingKey(key[:0], id), nil)
+			b.Delete(store.PendingKey(key[:0], id))
+		}
+		n := uint32(0)
+		for data := range slices.Chunk(s.Body, bodyChunk) {
+			if ahead && into.Len()+len(data) > bodyChunk-128 {
+				if err := into.CommitLazy(); err != nil { // the commit of b makes it durable too
+					return fmt.Errorf("queue: accept: %w", err)
+				}
+				into.Close()
+				into = m.db.NewBatch(max(bodyChunk, len(data)+128))
+			}
+			into.Set(store.BodyKey(key[:0], id, n), data)
+			n++
+		}
+	}
+	if !ahead {
 		return nil
 	}
-	for n := 0; n*bodyChunk < len(data); n++ {
-		ahead := m.db.NewBatch(bodyChunk + 128)
-		if n == 0 {
-			ahead.Set(store.PendingKey(key[:0], id), nil)
-		}
-		ahead.Set(store.BodyKey(key[:0], id, uint32(n)), data[n*bodyChunk:min(len(data), (n+1)*bodyChunk)])
-		err := ahead.CommitLazy() // the commit of b makes it durable too
-		ahead.Close()
-		if err != nil {
-			return fmt.Errorf("queue: accept: %w", err)
-		}
+	if err := into.CommitLazy(); err != nil {
+		return fmt.Errorf("queue: accept: %w", err)
 	}
-	b.Delete(store.PendingKey(key[:0], id))
 	return nil
 }
 
@@ -149,60 +212,79 @@ func (m *Manager) dropPending() error {
 	return b.CommitLazy()
 }
 
+// arrival is an item on its way into its queue.
+type arrival struct {
+	key store.QueueKey
+	it  *Item
+}
+
 // addItems writes the due or ready keys of the live recipients and arranges for
 // their queues to hear of them.
-func (m *Manager) addItems(b *store.Batch, s *message.Submission, live int) {
-	msg := s.Message
-	scheduled := msg.NotBefore.After(m.deps.Now())
-	var cached *body
-	if !scheduled && m.bodies.Load()+int64(len(s.Body)) <= m.Config().BodyCache {
-		cached = &body{data: s.Body}
-		cached.refs.Store(int32(live))
-		m.bodies.Add(int64(len(s.Body)))
+func (m *Manager) addItems(b *store.Batch, subs []*message.Submission) {
+	now := m.deps.Now()
+	ready := 0
+	for _, s := range subs {
+		if !s.Message.NotBefore.After(now) {
+			ready += liveOf(s)
+		}
 	}
 	var seq uint64
-	if !scheduled {
-		seq = b.Reserve(live)
+	if ready > 0 {
+		seq = b.Reserve(ready)
 	}
-	items := make([]*Item, 0, live)
-	keys := make([]store.QueueKey, 0, live)
+	arrivals := make([]arrival, 0, ready)
+	var bodies []*body
 	var kbuf, lbuf [128]byte
 	var vbuf [512]byte
-	for i := range s.Recipients {
-		r := &s.Recipients[i]
-		if suppressed(s, i) != "" {
-			continue
+	for _, s := range subs {
+		msg := s.Message
+		scheduled := msg.NotBefore.After(now)
+		var cached *body
+		if n := liveOf(s); n > 0 && !scheduled && m.bodies.Load()+int64(len(s.Body)) <= m.Config().BodyCache {
+			cached = &body{data: s.Body}
+			cached.refs.Store(int32(n))
+			m.bodies.Add(int64(len(s.Body)))
+			bodies = append(bodies, cached)
 		}
-		key := store.QueueKey{Pool: msg.Pool, Domain: r.Address.Domain(), Tenant: msg.Tenant, Campaign: msg.Campaign, Class: msg.Class}
-		it := &Item{ID: msg.ID, Recipient: *r, Accepted: msg.Accepted, Expires: msg.Expires, EventSeq: 1, msg: msg}
-		locator := store.LocatorKey(lbuf[:0], msg.ID, r.N)
-		if scheduled {
-			k := store.DueKey(kbuf[:0], msg.NotBefore, msg.ID, r.N)
-			b.Set(k, appendDue(vbuf[:0], &key, it))
+		for i := range s.Recipients {
+			r := &s.Recipients[i]
+			if suppressed(s, i) != "" {
+				continue
+			}
+			key := store.QueueKey{Pool: msg.Pool, Domain: r.Address.Domain(), Tenant: msg.Tenant, Campaign: msg.Campaign, Class: msg.Class}
+			it := &Item{ID: msg.ID, Recipient: *r, Accepted: msg.Accepted, Expires: msg.Expires, EventSeq: 1, msg: msg}
+			locator := store.LocatorKey(lbuf[:0], msg.ID, r.N)
+			if scheduled {
+				k := store.DueKey(kbuf[:0], msg.NotBefore, msg.ID, r.N)
+				b.Set(k, appendDue(vbuf[:0], &key, it))
+				b.Set(locator, k)
+				continue
+			}
+			it.seq, it.body = seq, cached
+			seq++
+			k := store.ReadyKey(kbuf[:0], &key, it.seq)
+			b.Set(k, appendItem(vbuf[:0], it))
 			b.Set(locator, k)
-			continue
+			arrivals = append(arrivals, arrival{key, it})
 		}
-		it.seq, it.body = seq, cached
-		seq++
-		k := store.ReadyKey(kbuf[:0], &key, it.seq)
-		b.Set(k, appendItem(vbuf[:0], it))
-		b.Set(locator, k)
-		items = append(items, it)
-		keys = append(keys, key)
 	}
 	b.AfterCommit(func(err error) {
 		if err != nil {
-			if cached != nil {
-				m.bodies.Add(-int64(len(cached.data)))
+			for _, c := range bodies {
+				m.bodies.Add(-int64(len(c.data)))
 			}
 			return
 		}
-		m.counts.add(msg.Tenant, int64(live))
-		if scheduled {
-			m.wakeDue(msg.NotBefore)
+		for _, s := range subs {
+			if n := liveOf(s); n > 0 {
+				m.counts.add(s.Message.Tenant, int64(n))
+				if s.Message.NotBefore.After(now) {
+					m.wakeDue(s.Message.NotBefore)
+				}
+			}
 		}
-		for i, it := range items {
-			m.enqueue(&keys[i], it)
+		for i := range arrivals {
+			m.enqueue(&arrivals[i].key, arrivals[i].it)
 		}
 	})
 }

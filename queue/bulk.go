@@ -135,10 +135,6 @@ func (m *Manager) Reroute(ctx context.Context, f Filter, pool string, progress f
 }
 
 func (m *Manager) rerouteSpots(list []spot, pool string) (int, error) {
-	type arrival struct {
-		key store.QueueKey
-		it  *Item
-	}
 	var arrivals []arrival
 	moved := 0
 	b := m.db.NewBatch(512 * len(list))

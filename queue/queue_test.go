@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -395,6 +396,95 @@ func TestWhatIsReadFromDiskIsNotKnownToBePlain(t *testing.T) {
 			w.stop()
 		}
 	})
+}
+
+// many returns more submissions than one batch takes bodies of, some of them of
+// several chunks or with nobody to mail.
+func (w *world) many() []*message.Submission {
+	var subs []*message.Submission
+	for i := range 500 {
+		s := w.submission("acme", fmt.Sprintf("r%d@d%d.example", i, i%7), "second@one.example")
+		s.Body = bytes.Repeat([]byte{byte(i), byte(i >> 8)}, 5<<10)
+		switch {
+		case i%100 == 50:
+			s.Body = bytes.Repeat(s.Body, 200)
+		case i%100 == 60:
+			s.Suppressed = []string{"", "complaint"}
+		case i%100 == 70:
+			s.Suppressed = []string{"complaint", "complaint"}
+		}
+		subs = append(subs, s)
+	}
+	return subs
+}
+
+func TestManyMessagesInOneAcceptComeBackWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		cfg.BodyCache = 0
+		fs := vfs.NewCrashableMem()
+		w := newWorld(t, fs, cfg)
+		subs := w.many()
+		w.accept(subs...)
+		crashed := fs.CrashClone(vfs.CrashCloneCfg{})
+		w.stop()
+		w = newWorld(t, crashed, cfg)
+		defer w.stop()
+		bodies, left := map[message.ID][]byte{}, 0
+		for _, s := range subs {
+			bodies[s.Message.ID] = s.Body
+			left += liveOf(s)
+		}
+		w.verify()
+		for ; left > 0; left-- {
+			it := w.lease()
+			if it == nil {
+				t.Fatalf("%d items did not come", left)
+			}
+			if _, body, err := w.m.Load([]*Item{it}); err != nil || !bytes.Equal(body, bodies[it.ID]) {
+				t.Fatalf("the body of %s is not what was accepted: %v", it.ID, err)
+			}
+			w.settle(it, message.EventDelivered, time.Time{})
+		}
+		w.verify()
+		if n := w.chunks(); n != 0 {
+			t.Errorf("%d chunks of bodies are left", n)
+		}
+	})
+}
+
+// TestBodiesAheadOfNothingGoAtTheNextStart dies between the bodies and the commit
+// that would have made them messages.
+func TestBodiesAheadOfNothingGoAtTheNextStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewCrashableMem()
+		w := newWorld(t, fs, DefaultConfig())
+		b := w.db.NewBatch(0)
+		if err := w.m.addBodies(b, w.many()); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		w.verify()
+		if n := w.chunks(); n < 500 {
+			t.Errorf("%d chunks were written ahead", n)
+		}
+		w.stop()
+		w = newWorld(t, fs, DefaultConfig())
+		defer w.stop()
+		w.verify()
+		if n := w.chunks(); n != 0 {
+			t.Errorf("%d chunks are left", n)
+		}
+	})
+}
+
+// chunks counts the pieces of bodies on disk.
+func (w *world) chunks() (n int) {
+	w.t.Helper()
+	if err := w.db.Each(store.BodiesSpan(), func(_, _ []byte) (bool, error) { n++; return true, nil }); err != nil {
+		w.t.Fatal(err)
+	}
+	return n
 }
 
 func TestBodyInManyChunksComesBackWhole(t *testing.T) {

@@ -46,6 +46,7 @@ func (m *Manager) settle(b *store.Batch, list []Settlement) error {
 	var kbuf, lbuf [128]byte
 	var vbuf [1024]byte
 	events := make([]*message.Event, 0, len(list))
+	var spawned []*message.Submission
 	for i := range list {
 		s := &list[i]
 		it := s.Item
@@ -64,10 +65,11 @@ func (m *Manager) settle(b *store.Batch, list []Settlement) error {
 			b.Set(k, appendDue(vbuf[:0], it.key, it))
 			b.Set(locator, k)
 		}
-		for _, sub := range s.Spawn {
-			if err := m.add(b, sub); err != nil {
-				return err
-			}
+		spawned = append(spawned, s.Spawn...)
+	}
+	if len(spawned) > 0 {
+		if err := m.add(b, spawned); err != nil {
+			return err
 		}
 	}
 	m.deps.Recorder.Append(b, events...)
