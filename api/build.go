@@ -367,7 +367,7 @@ func legible(b []byte) (plain bool, high int) {
 		plain = n >= 0
 		rest = rest[n+1:]
 	}
-	if isASCII(b) {
+	if !inject.HasEightBit(b) {
 		return plain, 0
 	}
 	for _, c := range b {

@@ -35,14 +35,7 @@ func badText(s string) string {
 	return ""
 }
 
-func isASCII[T string | []byte](s T) bool {
-	// Four octets a step: this runs over the text of every personal mail.
-	for len(s) >= 4 {
-		if s[0]|s[1]|s[2]|s[3] >= utf8.RuneSelf {
-			return false
-		}
-		s = s[4:]
-	}
+func isASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] >= utf8.RuneSelf {
 			return false

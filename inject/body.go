@@ -40,11 +40,12 @@ func measure(b []byte) (shape, *Error) {
 		return s, refuse("body", CodeBareNewline, "the message contains an LF without CR; lines must end in CRLF")
 	}
 	s.long = s.long || len(b)-pos > maxLine
-	s.eightBit = hasEightBit(b)
+	s.eightBit = HasEightBit(b)
 	return s, nil
 }
 
-func hasEightBit(b []byte) bool {
+// HasEightBit reports whether b holds an octet above 0x7F.
+func HasEightBit(b []byte) bool {
 	const high = 0x8080808080808080
 	for len(b) >= 32 {
 		w := binary.LittleEndian.Uint64(b) | binary.LittleEndian.Uint64(b[8:]) |

@@ -96,7 +96,7 @@ func (d *draft) read(maxSize int) *Error {
 	end := headerEnd(d.body)
 	var s shape
 	if d.env.Plain {
-		s.eightBit = hasEightBit(d.body[end:])
+		s.eightBit = HasEightBit(d.body[end:])
 	} else {
 		_, err := measure(d.body[:end])
 		if err == nil {

@@ -119,7 +119,7 @@ func (e *encoder) entity(b []byte, depth int, isMessage bool) error {
 	if bad != nil {
 		return bad
 	}
-	if depth > 0 && hasEightBit(b[:h.end]) {
+	if depth > 0 && HasEightBit(b[:h.end]) {
 		// The header of a part, or of an attached message, has no encoding of
 		// its own; the parts of RFC 6532 mail need SMTPUTF8, not this.
 		return fmt.Errorf("%w: the header of a part is not ASCII", ErrNested)
@@ -199,7 +199,7 @@ func (e *encoder) leaf(b []byte, h mimeHeader, body []byte, isMessage bool) erro
 		return fmt.Errorf("%w: encoding %q", ErrNested, h.encoding)
 	}
 	isText := strings.HasPrefix(h.kind, "text/")
-	if h.typ == (span{}) && hasEightBit(content) {
+	if h.typ == (span{}) && HasEightBit(content) {
 		// RFC 2045, 5.2: no type means us-ascii text, which this is not. A
 		// guess other than UTF-8 would be worse than saying that we do not
 		// know (RFC 1428).
