@@ -509,13 +509,13 @@ func (s *site) take(l *lane, first, open bool) *txn {
 		}
 	}
 	l.runners--
+	l.dialling.trying = l.dialling.trying && open
 	switch {
 	case s.m.ending():
 		s.drain(l)
 	case l.until.After(now) && l.buf.len() > 0:
 		s.wakeBy(l.until)
 	case !open:
-		l.dialling.trying = false
 		if l.runners == 0 && l.dialling.closed(now) && l.dialling.until.Sub(now) > inHand {
 			s.empty(l)
 		}

@@ -146,8 +146,7 @@ func (h *hold) accepted(now, open int64) (over bool) {
 	switch h.state {
 	case StateProbe:
 		h.enter(StateRamp, now)
-		h.cap, h.until = 2, now+h.step
-		return h.cap >= h.max
+		h.cap, h.until = min(2, max(h.max, 1)), now+h.step
 	case StateRamp:
 		// The step counts only if something went through during it, which
 		// this very acceptance shows.

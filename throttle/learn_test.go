@@ -102,7 +102,7 @@ func TestSecretRateThatCostsAPauseIsLearned(t *testing.T) {
 	const rules = `
 [default]
 rate = "100/s"
-connections = 5
+connections = 2
 [[default.rule]]
 name = "rate"
 text = "slow down"
