@@ -53,23 +53,35 @@ func (r *report) profile(ctx context.Context, t *tradewind) error {
 	if _, err := offer(ctx, t, f, &c, "warm", messages/warmup, 0); err != nil {
 		return err
 	}
-	file := filepath.Join(r.work, "cpu.pb.gz")
-	began, ended := time.Now(), make(chan error, 1)
-	seconds := 10
-	if r.short {
-		seconds = 1
-	}
-	go func() {
-		ended <- fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", t.adminAddr, seconds), file)
-	}()
-	for i := 0; time.Since(began) < time.Duration(seconds)*time.Second; i++ {
-		if _, err := offer(ctx, t, f, &c, fmt.Sprintf("user%d-", i), messages, 0); err != nil {
-			return errors.Join(err, <-ended)
+	r.Profiles = map[string]string{}
+	runs := 0
+	for _, p := range profiles() {
+		file := filepath.Join(r.work, p.name+".pb.gz")
+		began, ended := time.Now(), make(chan error, 1)
+		seconds := p.seconds
+		if r.short {
+			seconds = 1
 		}
+		go func() {
+			ended <- fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/%s?seconds=%d", t.adminAddr, p.path, seconds), file)
+		}()
+		for time.Since(began) < time.Duration(seconds)*time.Second {
+			if _, err := offer(ctx, t, f, &c, fmt.Sprintf("user%d-", runs), messages, 0); err != nil {
+				return errors.Join(err, <-ended)
+			}
+			runs++
+		}
+		if err := <-ended; err != nil {
+			return err
+		}
+		top, err := longest(ctx, t.binary, file, p.sample)
+		if err != nil {
+			r.note("The profile was not read: %v.", err)
+			return nil
+		}
+		r.Profiles[p.name] = top
 	}
-	if err := <-ended; err != nil {
-		return err
-	}
+	file := filepath.Join(r.work, "cpu.pb.gz")
 	total, err := samples(ctx, t.binary, file, stage{focus: "."})
 	if err != nil {
 		r.note("The profile was not read: %v.", err)
@@ -94,6 +106,36 @@ func (r *report) profile(ctx context.Context, t *tradewind) error {
 	}
 	r.Stages = append(r.Stages, share{"of all of it, in system calls", 100 * system.Seconds() / total.Seconds()})
 	return nil
+}
+
+// profiled is one kind of profile: its path at the admin listener, for how long it
+// is taken, and the sample that counts, if there are several.
+type profiled struct {
+	name, path string
+	seconds    int
+	sample     string
+}
+
+func profiles() []profiled {
+	return []profiled{
+		{"cpu", "profile", 10, ""}, {"allocs", "allocs", 5, "alloc_space"},
+		{"block", "block", 5, "delay"}, {"mutex", "mutex", 5, "delay"},
+	}
+}
+
+// longest is what pprof prints of the functions that took most.
+func longest(ctx context.Context, binary, file, sample string) (string, error) {
+	args := []string{"tool", "pprof", "-top", "-cum", "-nodecount=80"}
+	if sample != "" {
+		args = append(args, "-sample_index="+sample)
+	}
+	out, err := exec.CommandContext(ctx, "go", append(args, binary, file)...).Output()
+	if err != nil {
+		return "", fmt.Errorf("go tool pprof: %w", err)
+	}
+	// What comes before is the name of the binary and the time.
+	_, top, _ := strings.Cut(string(out), "Showing nodes")
+	return "Showing nodes" + top, nil
 }
 
 // share is a stage's part of the CPU time, in percent.

@@ -21,6 +21,7 @@ type report struct {
 	Samples       []*sample
 	Findings      []finding
 	Stages        []share
+	Profiles      map[string]string // what pprof prints, by kind
 	Notes         []string
 	skipped       map[string][]string // cell -> "relay: why"
 	order         []string            // of the relays
@@ -262,6 +263,9 @@ func (r *report) write() error {
 	files := map[string][]byte{"results.json": append(raw, '\n')}
 	for _, plot := range r.plots() {
 		files[plot.name] = plot.svg
+	}
+	for name, text := range r.Profiles {
+		files["profile-"+name+".txt"] = []byte(text)
 	}
 	for name, data := range files {
 		if err := os.WriteFile(filepath.Join(r.out, name), data, 0o644); err != nil {
