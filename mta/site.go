@@ -308,15 +308,16 @@ func (l *lane) limit() int {
 // it may open one at a time.
 func (l *lane) room(now time.Time) bool {
 	n, d := l.buf.len(), &l.dialling
+	most := l.limit() - l.runners + l.starting
 	switch {
 	case l.until.After(now) || l.stopped:
 		return false
 	case d.closed(now):
 		return l.asking && n == 0 || n < l.idle()
 	case d.narrow:
-		return n < max(1, min(l.starting+l.idle()+1, l.limit()-l.runners+l.starting))
+		most = min(most, l.starting+l.idle()+1)
 	}
-	return n < max(1, l.limit()-l.runners+l.starting)
+	return n < max(1, most)
 }
 
 // fill leases work from the queues, in fair order, to lanes that have room for
@@ -580,15 +581,13 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 	stale := g.At.IsZero() && l.notices.Load() != seen
 	switch {
 	case stale:
-		s.giveBack(t)
-		s.keep(t)
+		s.handBack(t)
 	case entryLimit(g):
 		s.giveBack(t)
 		s.holdEntry(t, g)
 	case g.At.IsZero():
 		l.stopped, l.why = true, g.Limit.String() // notified lifts it
-		s.giveBack(t)
-		s.keep(t)
+		s.handBack(t)
 		s.empty(l)
 	default:
 		if at := later(l.until, g.At); at != l.until {
@@ -597,8 +596,7 @@ func (s *site) refused(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 		if g.At.Sub(now) <= inHand {
 			l.putBack(t)
 		} else {
-			s.giveBack(t)
-			s.keep(t)
+			s.handBack(t)
 			s.empty(l)
 		}
 		s.wakeBy(l.until)
@@ -627,8 +625,7 @@ func (s *site) undialled(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 	if !g.At.IsZero() && g.At.Sub(now) <= inHand {
 		l.putBack(t)
 	} else {
-		s.giveBack(t)
-		s.keep(t)
+		s.handBack(t)
 	}
 	s.kick(now)
 }
@@ -638,8 +635,7 @@ func (s *site) undialled(l *lane, t *txn, g *throttle.Grant, seen uint64) {
 func (s *site) empty(l *lane) {
 	for l.buf.len() > 0 {
 		t := l.buf.pop()
-		s.giveBack(t)
-		s.keep(t)
+		s.handBack(t)
 	}
 }
 
@@ -665,6 +661,12 @@ func (s *site) giveBack(t *txn) {
 	t.q.Release(t.items)
 	key := t.q.Key()
 	s.sched.refund(&key, len(t.items))
+}
+
+// handBack gives a transaction back to be chosen again. REQUIRES: s.mu.
+func (s *site) handBack(t *txn) {
+	s.giveBack(t)
+	s.keep(t)
 }
 
 // entryLimit reports refusals that concern one queue, or some of its mail, and
