@@ -3,6 +3,7 @@ package app
 import (
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,12 +22,13 @@ type steady struct {
 	mono func() time.Duration // since the start; does not
 	log  *slog.Logger
 
-	mu     sync.Mutex    // protects everything below
-	base   time.Time     // wall time at mono 0, as believed
-	since  time.Duration // mono when the wall clock was first seen to be ahead; 0 means it is not
-	ahead  time.Duration // by how much, then
-	looked time.Duration
-	told   time.Duration // mono of the last complaint
+	base atomic.Int64 // wall time at mono 0, as believed; Unix nanoseconds
+	next atomic.Int64 // mono of the next look at the wall clock
+
+	mu    sync.Mutex    // protects everything below
+	since time.Duration // mono when the wall clock was first seen to be ahead; 0 means it is not
+	ahead time.Duration // by how much, then
+	told  time.Duration // mono of the last complaint
 }
 
 const (
@@ -40,35 +42,40 @@ const (
 // newSteady returns a steady clock on the real one.
 func newSteady(log *slog.Logger) *steady {
 	start := time.Now()
-	return &steady{
+	s := &steady{
 		wall: func() time.Time { return time.Now().Round(0) }, // without the monotonic reading
 		mono: func() time.Duration { return time.Since(start) },
-		log:  log, base: start.Round(0),
+		log:  log,
 	}
+	s.base.Store(start.UnixNano())
+	s.next.Store(int64(compareEvery))
+	return s
 }
 
-// Now is the engine's time. It never goes back.
+// Now is the engine's time. It never goes back. It is asked a dozen times for
+// each message, by all connections at once, so it takes no lock.
 func (s *steady) Now() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	mono := s.mono()
-	if mono-s.looked >= compareEvery {
-		s.looked = mono
+	if int64(mono) >= s.next.Load() {
 		s.look(mono)
 	}
-	return s.base.Add(mono)
+	return s.at(mono)
 }
+
+func (s *steady) at(mono time.Duration) time.Time { return time.Unix(0, s.base.Load()+int64(mono)) }
 
 // Offset is how far the wall clock is ahead of the engine's.
-func (s *steady) Offset() time.Duration {
+func (s *steady) Offset() time.Duration { return s.wall().Sub(s.at(s.mono())) }
+
+// look compares the clocks, unless somebody else has just done so.
+func (s *steady) look(mono time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.wall().Sub(s.base.Add(s.mono()))
-}
-
-// look compares the clocks. REQUIRES: s.mu.
-func (s *steady) look(mono time.Duration) {
-	offset := s.wall().Sub(s.base.Add(mono))
+	if int64(mono) < s.next.Load() {
+		return
+	}
+	s.next.Store(int64(mono + compareEvery))
+	offset := s.wall().Sub(s.at(mono))
 	switch {
 	case offset < smallStep && offset > -smallStep:
 		s.since, s.told = 0, 0
@@ -86,7 +93,7 @@ func (s *steady) look(mono time.Duration) {
 		return
 	}
 	if mono-s.since >= believeStep {
-		s.base = s.base.Add(offset)
+		s.base.Add(int64(offset))
 		s.since = 0
 		s.log.Warn("the engine follows the clock", "offset", offset.Round(time.Millisecond))
 	}

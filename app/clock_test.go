@@ -37,7 +37,8 @@ func TestStepsOfTheWallClockNeitherFloodNorStall(t *testing.T) {
 		"back and right again": {step: -time.Hour, back: 30 * time.Minute},
 	} {
 		h := &hands{wall: start}
-		s := &steady{wall: func() time.Time { return h.wall }, mono: func() time.Duration { return h.mono }, base: start, log: slog.New(slog.DiscardHandler)}
+		s := &steady{wall: func() time.Time { return h.wall }, mono: func() time.Duration { return h.mono }, log: slog.New(slog.DiscardHandler)}
+		s.base.Store(start.UnixNano())
 		s.Now()
 		h.pass(time.Minute)
 		h.wall = h.wall.Add(c.step)
