@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,6 +94,20 @@ func BenchmarkRSA(b *testing.B) {
 	}
 }
 
+// ragged is prose in lines as long as they happen to be, which no processor can
+// foresee.
+func ragged(size int) (body []byte) {
+	rnd := rand.New(rand.NewPCG(7, 8))
+	for len(body) < size {
+		for range rnd.IntN(20) {
+			body = append(body, "wonderfully"[:1+rnd.IntN(11)]...)
+			body = append(body, ' ')
+		}
+		body = append(body, "end.\r\n"...)
+	}
+	return body
+}
+
 // BenchmarkBody shows the cost by kind of text: MB/s must not fall from a
 // size to its double.
 func BenchmarkBody(b *testing.B) {
@@ -102,6 +117,7 @@ func BenchmarkBody(b *testing.B) {
 		"spaces": strings.Repeat("a  ", 25) + "\r\n",
 		"blank":  "\r\n",
 		"white":  strings.Repeat(" \t", 38) + "\r\n",
+		"ragged": string(ragged(1 << 20)[:1<<20]),
 	} {
 		for _, size := range []int{1 << 20, 2 << 20} {
 			body := bytes.Repeat([]byte(line), size/len(line))

@@ -38,13 +38,13 @@ type BodyHasher struct {
 	space bool
 	cr    bool
 
-	some bool // something has been hashed
+	some bool // the digest has been given something
 	bare bool // a CR or LF stood alone
 
 	// Small pieces are gathered here, for a call of the digest costs more than
-	// hashing a word.
+	// hashing a word. It comes to whole blocks, which the digest need not keep.
 	n   int
-	buf [512]byte
+	buf [1024]byte
 }
 
 // Reset makes h ready for another body.
@@ -60,136 +60,211 @@ func (h *BodyHasher) Write(p []byte) (int, error) {
 	if h.digest == nil {
 		h.digest = sha256.New()
 	}
-	// Relaxing changes little of most bodies, so stretches that stay as they
-	// are go to the hash in one call: p[from:i] is such a stretch. step serves
-	// the places that cannot be judged from within p.
-	i := 0
-	for i < len(p) {
-		for i < len(p) && h.pending() {
-			h.step(p[i])
-			i++
-		}
-		from := i
-		for i < len(p) {
-			if i = text(p, i); i == len(p) {
-				break
-			}
-			end, ends, space, same := gap(p, i)
-			if end < 0 {
-				break
-			}
-			if !same {
-				h.emit(p[from:i])
-				h.ends, h.space = ends, space
-				h.flush()
-				from = end
-			}
-			i = end + 1 // the byte that ended the gap is text
-		}
-		h.emit(p[from:i])
-		if i < len(p) {
-			h.step(p[i])
-			i++
-		}
+	if h.bare {
+		return len(p), nil // nothing but the error can come of it
 	}
-	return len(p), nil
+	i := 0
+	if h.cr && len(p) > 0 {
+		h.cr = false
+		if p[0] != '\n' {
+			h.bare = true
+			return len(p), nil
+		}
+		h.ends++
+		h.space = false
+		i = 1
+	}
+	for {
+		i = h.hold(p, i)
+		if i == len(p) || h.bare {
+			return len(p), nil
+		}
+		h.flush()
+		i = h.lines(p, i)
+	}
 }
 
-// text returns the index of the next SP, TAB, CR or LF in p from i on, or
-// len(p). A single space between two bytes of text counts as text.
-func text(p []byte, i int) int {
-	const ones = 0x0101010101010101
+// lines hashes from the byte of text at i on, and returns where it stopped:
+// before line ends and white space that may have to be dropped, at a bare CR or
+// LF, or at the end.
+//
+// Relaxing changes little of most bodies and lengthens none. So p[from:i] is a
+// stretch that stays as it is, and goes to the hash in one call.
+func (h *BodyHasher) lines(p []byte, i int) int {
+	from := i
 	for {
-		for i+8 <= len(p) {
-			// The top bit of each byte that is at most 0x20; borrows can mark
-			// bytes above such a byte, never below, and the lowest is taken.
-			w := binary.LittleEndian.Uint64(p[i:])
-			if m := (w - ones*0x21) &^ w & (ones * 0x80); m != 0 {
-				i += bits.TrailingZeros64(m) / 8
-				break
-			}
-			i += 8
+		i = text(p, i)
+		if i == len(p) || p[i] == '\r' || p[i] == '\n' {
+			break
 		}
-		for i < len(p) && p[i] > ' ' {
-			i++
+		end := white(p, i)
+		if end == len(p) {
+			break
+		}
+		lineEnd := p[end] == '\r' || p[end] == '\n'
+		if lineEnd && p[i-1] == '\n' {
+			break // a line of white space may be one of the last, like those before it
 		}
 		switch {
-		case i == len(p):
-			return i
+		case lineEnd:
+			h.emit(p[from:i])
+			from, i = end, end
 		case p[i] == ' ':
-			if i+1 == len(p) || p[i+1] <= ' ' {
+			h.emit(p[from : i+1])
+			from, i = end, end+1
+		default:
+			h.emit(p[from:i])
+			h.emitByte(' ')
+			from, i = end, end+1
+		}
+	}
+	for i > from && isWhite(p[i-1]) {
+		i--
+	}
+	h.emit(p[from:i])
+	return i
+}
+
+// lanes are eight bytes each, to compare eight bytes of text with.
+type lanes struct{ top, control, blank uint64 }
+
+const ones = 0x0101010101010101
+
+// ordinary is a variable because the compiler would load constants of this size
+// anew for every word it looks at.
+var ordinary = lanes{top: ones * 0x80, control: ones*0x20 - 1, blank: ones*0x21 - 1}
+
+// text looks at the bytes of v and, for each, the one that follows it. It sets
+// the top bit of all but control bytes and spaces with another space behind
+// them. Now and then it leaves out the byte after such a one as well.
+//
+// That bit of x|(ones*C-1-x) says that x is at least C, except that a borrow
+// from the byte below, which is there if that one is less than its C, makes it
+// ask for one more. Of two bytes or'ed at most 0x20 is left if both are spaces,
+// or one is a control byte and the other no more than a space.
+func (l lanes) text(v, next uint64) uint64 {
+	next |= v
+	return (v | (l.control - v)) & (next | (l.blank - next))
+}
+
+// unusual marks the top bit of each of the first eight bytes of p, which has
+// nine, that lanes.text leaves out.
+func unusual(p []byte) uint64 {
+	v, next := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[1:])
+	return ^ordinary.text(v, next) & ordinary.top
+}
+
+// gather makes eight bits of the top bits of eight bytes, in the same order.
+func gather(tops uint64) uint64 { return tops >> 7 * 0x0102040810204080 >> 56 }
+
+// text returns the index from start on of the first byte that relaxed form may
+// drop or change, which is white space that is a TAB or has white space or a
+// line end after it, or of a CR or LF outside CRLF. If there is none it returns
+// len(p), whatever white space p ends with.
+//
+// REQUIRES: p[start] is text, or a line end whose white space is dropped.
+func text(p []byte, start int) int {
+	l, q := ordinary, p[start:]
+	for ; len(q) >= 17; q = q[16:] {
+		v := l.text(binary.LittleEndian.Uint64(q), binary.LittleEndian.Uint64(q[1:]))
+		w := l.text(binary.LittleEndian.Uint64(q[8:]), binary.LittleEndian.Uint64(q[9:]))
+		if v&w&l.top == l.top {
+			continue
+		}
+		// Most of the time this is the end of a line. The next sixteen bytes
+		// do not depend on where it was, so the processor need not wait.
+		at := len(p) - len(q)
+		for m := gather(^v&l.top) | gather(^w&l.top)<<8; m != 0; {
+			k := bits.TrailingZeros64(m) & 15
+			c, next := q[k], q[k+1]
+			if c == '\r' && next == '\n' && (at+k == start || p[at+k-1] != ' ') {
+				m &^= 3 << k
+				continue
+			}
+			if c == ' ' && next == ' ' {
+				return at + k
+			}
+			if i, same := judge(p, start, at+k); !same {
 				return i
 			}
-			i += 2
-		case p[i] == '\t' || p[i] == '\r' || p[i] == '\n':
-			return i
-		default:
-			i++
+			m &= m - 1
 		}
 	}
+	for i := len(p) - len(q); i < len(p); i++ {
+		if p[i] <= ' ' {
+			if i, same := judge(p, start, i); !same {
+				return i
+			}
+		}
+	}
+	return len(p)
 }
 
-// gap reads white space and line ends from i on, up to a byte of text at end.
-// It makes the line ends and the space that relaxed form leaves of them, which
-// may be the same as what is there. end is -1 if no text follows in p, or a
-// bare CR or LF does.
-func gap(p []byte, i int) (end, ends int, space, same bool) {
-	start, tab := i, false
+// judge reports whether the byte at i stays as it is, and if not, where the
+// white space begins that it ends: one space may have passed as text before.
+func judge(p []byte, start, i int) (int, bool) {
+	switch p[i] {
+	case ' ':
+		return i, i+1 == len(p) || !isWhite(p[i+1])
+	case '\n':
+		return i, i > start && p[i-1] == '\r'
+	case '\r', '\t':
+		if i > start && p[i-1] == ' ' {
+			return i - 1, false
+		}
+		return i, p[i] == '\r' && i+1 < len(p) && p[i+1] == '\n'
+	}
+	return i, true
+}
+
+// white returns the index of the first byte from i on that is neither SP nor
+// TAB, or len(p).
+func white(p []byte, i int) int {
+	const spaces = 0x2020202020202020
+	for i+8 <= len(p) { // mostly indentation
+		if x := binary.LittleEndian.Uint64(p[i:]) ^ spaces; x != 0 {
+			i += bits.TrailingZeros64(x) / 8
+			break
+		}
+		i += 8
+	}
+	for i < len(p) && (p[i] == ' ' || p[i] == '\t') {
+		i++
+	}
+	return i
+}
+
+func isWhite(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
+
+// hold reads white space and line ends from i on, up to a byte of text or a
+// bare CR or LF, and notes what they come to.
+//
+// REQUIRES: no CR is pending.
+func (h *BodyHasher) hold(p []byte, i int) int {
 	for ; i < len(p); i++ {
 		switch p[i] {
-		case ' ':
-			space = true
-			continue
-		case '\t':
-			space, tab = true, true
-			continue
+		case ' ', '\t':
+			h.space = true
 		case '\r':
-			if i+1 == len(p) || p[i+1] != '\n' {
-				return -1, 0, false, false
+			if i+1 == len(p) {
+				h.cr = true
+				return len(p)
 			}
-			ends++
-			space = false
-			i++
-			continue
-		case '\n':
-			return -1, 0, false, false
-		}
-		left := 2 * ends
-		if space {
-			left++
-		}
-		return i, ends, space, !tab && left == i-start
-	}
-	return -1, 0, false, false
-}
-
-func (h *BodyHasher) pending() bool { return h.ends > 0 || h.space || h.cr }
-
-// step takes one byte through the rules of RFC 6376, 3.4.4.
-func (h *BodyHasher) step(c byte) {
-	if h.cr {
-		h.cr = false
-		if c == '\n' {
-			h.space = false
+			if p[i+1] != '\n' {
+				h.bare = true
+				return i
+			}
 			h.ends++
-			return
+			h.space = false
+			i++
+		case '\n':
+			h.bare = true
+			return i
+		default:
+			return i
 		}
-		h.bare = true
-		h.flush()
-		h.emitByte('\r')
 	}
-	switch c {
-	case ' ', '\t':
-		h.space = true
-	case '\r':
-		h.cr = true
-	case '\n':
-		h.bare = true
-		fallthrough
-	default:
-		h.flush()
-		h.emitByte(c)
-	}
+	return i
 }
 
 // flush hashes what was held back, because text follows it.
@@ -210,25 +285,40 @@ func (h *BodyHasher) emitByte(c byte) {
 	}
 	h.buf[h.n] = c
 	h.n++
-	h.some = true
 }
 
 func (h *BodyHasher) emit(p []byte) {
-	if len(p) == 0 {
-		return
-	}
-	h.some = true
-	if len(p) <= len(h.buf)-h.n && len(p) < len(h.buf)/4 {
+	if len(p) <= len(h.buf)-h.n {
 		h.n += copy(h.buf[h.n:], p)
 		return
 	}
+	h.emitLong(p)
+}
+
+// emitLong empties the buffer, and passes it by with whole blocks of a long p.
+func (h *BodyHasher) emitLong(p []byte) {
+	h.some = true
+	if len(p) >= len(h.buf) {
+		n := copy(h.buf[h.n:], p[:-h.n&(sha256.BlockSize-1)])
+		h.n += n
+		h.drain()
+		p = p[n:]
+		n = len(p) &^ (sha256.BlockSize - 1)
+		h.digest.Write(p[:n])
+		h.n = copy(h.buf[:], p[n:])
+		return
+	}
+	n := copy(h.buf[h.n:], p)
+	h.n += n
 	h.drain()
-	h.digest.Write(p)
+	h.n = copy(h.buf[:], p[n:])
 }
 
 func (h *BodyHasher) drain() {
-	h.digest.Write(h.buf[:h.n])
-	h.n = 0
+	if h.n > 0 {
+		h.digest.Write(h.buf[:h.n])
+		h.n, h.some = 0, true
+	}
 }
 
 // Sum returns the hash of everything written. A last line without CRLF counts
@@ -239,18 +329,13 @@ func (h *BodyHasher) Sum() (BodyHash, error) {
 	if h.digest == nil {
 		h.digest = sha256.New()
 	}
-	if h.cr {
-		h.cr, h.bare = false, true
-		h.flush()
-		h.emitByte('\r')
+	if h.bare || h.cr {
+		return BodyHash{}, ErrLineEnd
 	}
-	if h.some {
+	if h.some || h.n > 0 {
 		h.emitByte('\r')
 		h.emitByte('\n')
 	}
 	h.drain()
-	if h.bare {
-		return BodyHash{}, ErrLineEnd
-	}
 	return BodyHash(h.digest.Sum(h.buf[:0])), nil
 }

@@ -46,6 +46,52 @@ func bare(body string) bool {
 	return strings.ContainsAny(strings.ReplaceAll(body, "\r\n", ""), "\r\n")
 }
 
+// steppedBody is RFC 6376, 3.4.4, byte by byte, which is fast enough to be asked
+// millions of times. ok is false for a CR or LF outside CRLF.
+func steppedBody(body []byte) (relaxed []byte, ok bool) {
+	ends, space := 0, false
+	for i := 0; i < len(body); i++ {
+		switch c := body[i]; {
+		case c == ' ' || c == '\t':
+			space = true
+		case c == '\r' && i+1 < len(body) && body[i+1] == '\n':
+			ends, space = ends+1, false
+			i++
+		case c == '\r' || c == '\n':
+			return nil, false
+		default:
+			for ; ends > 0; ends-- {
+				relaxed = append(relaxed, "\r\n"...)
+			}
+			if space {
+				relaxed = append(relaxed, ' ')
+			}
+			relaxed, space = append(relaxed, c), false
+		}
+	}
+	if len(relaxed) > 0 {
+		relaxed = append(relaxed, "\r\n"...)
+	}
+	return relaxed, true
+}
+
+// checkPieces compares the hasher with steppedBody, for a body in the pieces
+// that next asks for.
+func checkPieces(t *testing.T, h *BodyHasher, body []byte, next func(left int) int) {
+	t.Helper()
+	relaxed, ok := steppedBody(body)
+	h.Reset()
+	for rest := body; len(rest) > 0; {
+		n := next(len(rest))
+		h.Write(rest[:n])
+		rest = rest[n:]
+	}
+	got, err := h.Sum()
+	if want := BodyHash(sha256.Sum256(relaxed)); ok != (err == nil) || ok && got != want {
+		t.Fatalf("body of %d octets, %.200q: got %x, %v; want %x, no error: %v", len(body), body, got, err, want, ok)
+	}
+}
+
 // checkBody compares the hasher with the naive form, for body in one piece
 // and cut at the places next asks for.
 func checkBody(t *testing.T, body []byte, next func(left int) int) {
@@ -90,6 +136,63 @@ func TestBodyHashEqualsTheLetterOfTheRFC(t *testing.T) {
 		}
 	}
 	all(nil)
+}
+
+// The hasher reads sixteen bytes at a time, then one by one. What it looks for
+// must be found wherever it lies in them, or across two of them.
+func TestBodyHashDoesNotDependOnWhereInAWordAByteLies(t *testing.T) {
+	t.Parallel()
+	const longest = 5
+	rnd := rand.New(rand.NewPCG(5, 6))
+	alphabet := []byte("a \t\r\n.\x80")
+	before, after := []byte("seventeen letters"), []byte("enough for one more word")
+	var h BodyHasher
+	whole := func(left int) int { return left }
+	random := func(left int) int { return 1 + rnd.IntN(left) }
+	var all func(middle []byte)
+	all = func(middle []byte) {
+		first, last := 0, len(before)
+		if len(middle) == longest {
+			first = rnd.IntN(len(before) + 1) // these are many
+			last = first
+		}
+		for pad := first; pad <= last; pad++ {
+			body := join(before[:pad], middle, after)
+			checkPieces(t, &h, body, whole)
+			checkPieces(t, &h, body, random)
+			checkPieces(t, &h, body[:pad+len(middle)], whole)
+		}
+		if len(middle) == longest {
+			return
+		}
+		for _, c := range alphabet {
+			all(append(middle[:len(middle):len(middle)], c))
+		}
+	}
+	all(nil)
+}
+
+// The hasher hands the digest whole blocks, from its own memory or from the
+// body's: no length is left out, with much to drop and with nothing.
+func TestBodyHashOfEveryLength(t *testing.T) {
+	t.Parallel()
+	rnd := rand.New(rand.NewPCG(7, 8))
+	var h BodyHasher
+	whole := func(left int) int { return left }
+	for _, line := range []string{"a", "single spaces and words \r\n", "nothing to drop\r\n", "two  of them,\ta tab\r\n\r\n"} {
+		text := []byte(strings.Repeat(line, 200<<10/len(line)))
+		for n := range 4500 {
+			checkPieces(t, &h, text[:n], whole)
+			if n%7 == 0 {
+				checkPieces(t, &h, text[:n], func(left int) int { return 1 + rnd.IntN(left) })
+			}
+		}
+		for range 100 {
+			n := rnd.IntN(len(text))
+			checkPieces(t, &h, text[:n], whole)
+			checkPieces(t, &h, text[:n], func(left int) int { return min(left, 1+rnd.IntN(3000)) })
+		}
+	}
 }
 
 func TestBodyHashOfRandomTextInRandomPieces(t *testing.T) {
@@ -175,6 +278,35 @@ func TestBodyHashesKnownFromTheRFCs(t *testing.T) {
 			t.Errorf("%q: got %s, %v, want %s", body, s, err, want)
 		}
 	}
+}
+
+// FuzzBodyHash cuts a body where cuts says, and moves it by up to one step of
+// the fast loop.
+func FuzzBodyHash(f *testing.F) {
+	f.Add([]byte("two  spaces, a\ttab \t at the end \t\r\n\r\n \r\n\t text \x80\x20\x20\xA0\r\n\r\n"), uint8(3), []byte{9, 1, 1, 30})
+	f.Add([]byte("a line of text that goes on\r\nand another one of them\r\n  indented\r\n"), uint8(0), []byte{28, 1})
+	f.Add([]byte("\x00 \x00  \x1F \r\n\x21 \x21\r\n\r\n.\r\n \r x"), uint8(16), []byte{})
+	for _, msg := range corpus() {
+		if len(msg) < 4096 {
+			f.Add(msg, uint8(0), []byte{200, 100, 16, 17})
+		}
+	}
+	f.Fuzz(func(t *testing.T, body []byte, pad uint8, cuts []byte) {
+		body = join([]byte("seventeen letters")[:pad%18], body)
+		var h BodyHasher
+		checkPieces(t, &h, body, func(left int) int { return left })
+		checkPieces(t, &h, body, func(left int) int {
+			if len(cuts) == 0 {
+				return left
+			}
+			n := min(left, int(cuts[0])+1)
+			cuts = cuts[1:]
+			return n
+		})
+		if len(body) < 256 {
+			checkBody(t, body, func(int) int { return 1 })
+		}
+	})
 }
 
 func FuzzCanonical(f *testing.F) {

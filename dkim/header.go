@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strings"
 )
 
@@ -151,7 +152,7 @@ func (hd *header) split(msg []byte, names *fieldNames) (body []byte, err error) 
 			if n < 0 {
 				return nil, fmt.Errorf("%w: it does not end in CRLF", ErrHeader)
 			}
-			if n == 0 || msg[end+n-1] != '\r' || bytes.IndexByte(msg[end:end+n-1], '\r') >= 0 {
+			if n == 0 || bytes.IndexByte(msg[end:end+n], '\r') != n-1 {
 				return nil, fmt.Errorf("%w in field %d of the header", ErrLineEnd, count+1)
 			}
 			end += n + 1
@@ -180,38 +181,48 @@ var crlf = []byte("\r\n")
 
 // add notes a field under its name, when that is one to sign.
 func (hd *header) add(raw []byte, names *fieldNames) error {
-	colon := bytes.IndexByte(raw, ':')
-	if colon < 1 {
-		return fmt.Errorf("%w: a line without a field name", ErrHeader)
-	}
-	// RFC 5322, 4.5.3 lets white space stand before the colon; relaxed form
-	// drops it.
-	name := bytes.TrimRight(raw[:colon], " \t")
 	var low [maxNameBytes]byte
-	for i, c := range name {
-		if c <= ' ' || c >= 0x7F {
-			return fmt.Errorf("%w: a field name with bytes that may not stand in one", ErrHeader)
-		}
+	n := 0
+	for ; n < len(raw) && raw[n] > ' ' && raw[n] < 0x7F && raw[n] != ':'; n++ {
+		c := raw[n]
 		if 'A' <= c && c <= 'Z' {
 			c += 'a' - 'A'
 		}
-		if i < len(low) {
-			low[i] = c
+		if n < len(low) {
+			low[n] = c
 		}
 	}
-	if len(name) == 0 {
-		return fmt.Errorf("%w: an empty field name", ErrHeader)
+	// RFC 5322, 4.5.3 lets white space stand before the colon; relaxed form
+	// drops it.
+	colon := n
+	for colon < len(raw) && (raw[colon] == ' ' || raw[colon] == '\t') {
+		colon++
 	}
-	if len(name) > len(low) {
+	if n == 0 || colon == len(raw) || raw[colon] != ':' {
+		return badName(raw)
+	}
+	if n > len(low) {
 		return nil // longer than any name we sign
 	}
-	i, ok := names.index[string(low[:len(name)])]
+	i, ok := names.index[string(low[:n])]
 	if !ok {
 		return nil
 	}
 	hd.fields = append(hd.fields, field{value: raw[colon+1:], above: hd.last[i]})
 	hd.last[i] = len(hd.fields) - 1
 	return nil
+}
+
+// badName says what is wrong with the name of a field.
+func badName(raw []byte) error {
+	colon := bytes.IndexByte(raw, ':')
+	switch {
+	case colon < 1:
+		return fmt.Errorf("%w: a line without a field name", ErrHeader)
+	case len(bytes.TrimRight(raw[:colon], " \t")) == 0:
+		return fmt.Errorf("%w: an empty field name", ErrHeader)
+	}
+	return fmt.Errorf("%w: a field name with bytes that may not stand in one", ErrHeader)
 }
 
 // canonicalize writes the fields to sign in relaxed form into hd.canon, and
@@ -247,9 +258,23 @@ func appendRelaxedValue(dst, value []byte) []byte {
 			dst = append(dst, ' ')
 		}
 		gap = false
+		// Up to what relaxed form changes, or may change. A space at the end is
+		// left to the next round, for it may be the first of several.
 		end := i + 1
-		for end < len(value) && value[end] > ' ' {
-			end++
+		if end < len(value) && value[end] >= ' ' {
+			for end+9 <= len(value) {
+				if m := unusual(value[end:]); m != 0 {
+					end += bits.TrailingZeros64(m) / 8
+					break
+				}
+				end += 8
+			}
+			for end < len(value) && value[end] > ' ' {
+				end++
+			}
+			if value[end-1] == ' ' {
+				end--
+			}
 		}
 		dst = append(dst, value[i:end]...)
 		i = end
