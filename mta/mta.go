@@ -122,6 +122,7 @@ type MTA struct {
 	hard     context.Context
 	stopHard context.CancelFunc
 	wg       sync.WaitGroup
+	crew     crew
 
 	mu      sync.Mutex // protects everything below
 	targets map[targetKey]*target
@@ -153,6 +154,7 @@ func New(set Settings, deps Deps) (*MTA, error) {
 		signed:   newSignatures(4096),
 		metrics:  newMetrics(deps.Registerer),
 		tracer:   tracer{now: deps.Now},
+		crew:     crew{work: make(chan func())},
 	}
 	m.hard, m.stopHard = context.WithCancel(context.Background())
 	m.soft, m.stopSoft = context.WithCancel(m.hard)

@@ -290,7 +290,7 @@ func (s *site) start(l *lane, now time.Time) {
 		}
 		l.runners++
 		l.starting++
-		s.m.wg.Go(func() { s.run(l) })
+		s.m.begin(func() { s.run(l) })
 	}
 }
 
