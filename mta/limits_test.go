@@ -243,6 +243,9 @@ func checkLimits(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 5))
 	o := newObserver(t)
 	doc := randomLimits(rng, o)
+	if seed%4 < 2 { // in half of those with and of those without a storm
+		doc += "pipeline_messages = true\n"
+	}
 	storm := seed%2 == 1
 	if storm {
 		doc += stormRules

@@ -49,10 +49,14 @@ func (s *site) run(l *lane) {
 			break
 		}
 		first = false
-		trial := t.trial // t may be another runner's when serve has returned
-		c = s.serve(l, c, t)
-		if trial {
-			s.requeue(t) // in case it never came to its permit
+		for t != nil {
+			trial := t.trial // t may be another runner's when serve has returned
+			var ahead *txn
+			c, ahead = s.serve(l, c, t)
+			if trial {
+				s.requeue(t) // in case it never came to its permit
+			}
+			t = s.goOn(ahead, c)
 		}
 	}
 	if c != nil {
@@ -67,9 +71,10 @@ func (s *site) poolKey(l *lane) poolKey {
 }
 
 // serve carries out one transaction and returns a connection that can be used
-// again, or nil. A bug in here defers the message and drops the connection; it
-// does not take the engine down.
-func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
+// again, or nil, and a transaction that was taken to follow this one, or nil. A
+// bug in here defers the message and drops the connection; it does not take the
+// engine down.
+func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, ahead *txn) {
 	defer func() {
 		if r := recover(); r != nil {
 			s.m.metrics.panics.Inc()
@@ -82,12 +87,14 @@ func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
 			next = nil
 		}
 	}()
-	if !s.m.prepare(t) {
-		return c
-	}
-	if t.load.msg.Sandbox {
-		s.m.settle(s, l, t, sandboxed(t))
-		return c
+	if t.envelope == nil { // or it was made ready while another went out
+		if !s.m.prepare(t) {
+			return c, nil
+		}
+		if t.load.msg.Sandbox {
+			s.m.settle(s, l, t, sandboxed(t))
+			return c, nil
+		}
 	}
 	for {
 		if c == nil {
@@ -97,87 +104,60 @@ func (s *site) serve(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn) {
 				var reply *message.Reply
 				if c, denied, reply = s.connect(l, t); c == nil {
 					s.notConnected(l, t, denied, reply, seen)
-					return nil
+					return nil, nil
 				}
 			}
 		}
-		again, done := s.attempt(l, c, t)
+		again, done := s.attempt(l, c, t, &ahead)
 		if done {
-			return again
+			return again, ahead
 		}
 		c = again
 	}
 }
 
 // attempt sends t on c. done is false when it should be tried on another
-// connection at once.
-func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done bool) {
+// connection at once. ahead becomes the transaction that was taken to follow t.
+func (s *site) attempt(l *lane, c *outbound.Conn, t *txn, ahead **txn) (next *outbound.Conn, done bool) {
 	m := s.m
-	if reply := m.finish(t, c.Caps()); reply != nil {
-		m.settle(s, l, t, sameOutcome(t, message.Outcome{Reply: reply, Attempted: true, Result: resultOf(reply)}))
-		return c, true
-	}
-	it := t.items[0]
-	load := throttle.Mail{
-		Domain:       it.Recipient.Address.Domain(),
-		Tenant:       t.load.msg.Tenant,
-		Campaign:     t.load.msg.Campaign,
-		SenderDomain: domainOf(t.load.msg.Sender(&it.Recipient)),
-		DKIMDomain:   t.load.msg.HeaderFrom,
-		Recipients:   len(t.items),
-		Sent:         c.Messages(),
-	}
-	seen := l.notices.Load()
-	grant := l.permit.Send(m.deps.Now(), load)
-	defer grant.Release() // a bug further down must not keep it
-	if !grant.OK {
-		switch {
-		case grant.Limit == throttle.LimitMessagesPerConnection:
-			c.Quit(m.hard)
-			return nil, false
-		case grant.Max > 0 && grant.Max < len(t.items): // by LimitRecipients or LimitWarmup
-			t.q.Release(t.items[grant.Max:])
-			s.requeue(t)
-			t.items = t.items[:grant.Max]
-			return c, false
+	if t.envelope == nil {
+		if next, done, ok := s.ready(l, c, t); !ok {
+			return next, done
 		}
-		s.refused(l, t, &grant, seen)
-		if laneHeld(&grant) && (grant.At.IsZero() || grant.At.Sub(m.deps.Now()) > m.set.Load().Config.IdleConnection) {
-			c.Quit(m.hard) // it would lie idle, and the provider wants fewer
+	}
+	defer t.grant.Release()   // a bug further down must not keep it
+	if m.queue.Err() != nil { // nothing could be recorded: it would be sent again
+		t.q.Release(t.items)
+		if t.begun {
+			c.Drop()
 			return nil, true
 		}
 		return c, true
 	}
-	s.granted(t)
-	if m.queue.Err() != nil { // nothing could be recorded: it would be sent again
-		t.q.Release(t.items)
-		return c, true
-	}
-	env := outbound.Envelope{
-		From: t.load.msg.Sender(&it.Recipient), EnvID: t.load.msg.EnvID, Ret: t.load.msg.Ret,
-		EightBit: t.load.msg.EightBit, UTF8: t.load.msg.UTF8,
-		Body: t.load.body, Plain: t.load.msg.Plain,
-	}
-	if len(t.load.sig) > 0 {
-		env.Header = [][]byte{t.load.sig}
-	}
-	env.To = make([]message.Recipient, len(t.items))
-	for i, it := range t.items {
-		env.To[i] = it.Recipient
-	}
-	sent := c.Messages()
-	start := m.deps.Now()
-	result := c.Send(m.hard, &env)
-	grant.Release()
+	t.envelope.Next = func() *outbound.Envelope { return s.follow(l, c, t, ahead) }
+	start, begun := m.deps.Now(), t.begun
+	result := c.Send(m.hard, t.envelope)
+	t.envelope, t.begun = nil, false // another connection needs another
+	t.grant.Release()
 	m.metrics.transaction.Observe(m.deps.Now().Sub(start).Seconds())
+	if *ahead != nil {
+		(*ahead).begun = result.Next != nil
+	}
 	if result.Usable {
 		next = c
 	} else {
 		c.Quit(m.hard)
 	}
-	if result.Stale && t.tries < maxTries && !l.ruled(load.Domain, result.Outcomes) {
+	domain := t.items[0].Recipient.Address.Domain()
+	if begun && m.hard.Err() == nil && lostBehind(result) {
+		s.cautious(l)
+		if !result.Stale {
+			return next, false
+		}
+	}
+	if result.Stale && t.tries < maxTries && !l.ruled(domain, result.Outcomes) {
 		t.tries++
-		l.permit.Observe(m.deps.Now(), &throttle.Observation{Closed: true, Sent: sent, Stage: message.StageMail, Domain: load.Domain})
+		l.permit.Observe(m.deps.Now(), &throttle.Observation{Closed: true, Sent: t.sent, Stage: message.StageMail, Domain: domain})
 		return nil, false
 	}
 	if m.hard.Err() != nil && allDeferred(result.Outcomes) {
@@ -185,7 +165,7 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		return nil, true
 	}
 	countAttempts(result.Outcomes)
-	t.first, t.load.dsn = sent == 0, c.Caps().DSN
+	t.first, t.load.dsn = t.sent == 0, c.Caps().DSN
 	if m.settle(s, l, t, result.Outcomes) && next != nil {
 		next.Quit(m.hard)
 		next = nil
@@ -194,6 +174,138 @@ func (s *site) attempt(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, 
 		s.succeeded(l)
 	}
 	return next, true
+}
+
+// lostBehind reports what a server may do that does not bear a message begun
+// behind another, although it offers PIPELINING: not answer it, or refuse MAIL for
+// good. The message is then tried alone.
+func lostBehind(r *outbound.Result) bool {
+	reply := r.Outcomes[0].Reply
+	if r.Stale {
+		return reply.Local
+	}
+	return reply.Stage == message.StageMail && !reply.Temporary()
+}
+
+// ready signs t for c, gets its permit and makes its envelope. If it is not ok,
+// next and done are the outcome of the attempt.
+func (s *site) ready(l *lane, c *outbound.Conn, t *txn) (next *outbound.Conn, done, ok bool) {
+	m := s.m
+	if reply := m.finish(t, c.Caps()); reply != nil {
+		m.settle(s, l, t, sameOutcome(t, message.Outcome{Reply: reply, Attempted: true, Result: resultOf(reply)}))
+		return c, true, false
+	}
+	seen := l.notices.Load()
+	grant := s.permit(l, c, t, nil)
+	switch {
+	case grant.OK:
+		s.permitted(c, t, grant)
+		return c, false, true
+	case grant.Limit == throttle.LimitMessagesPerConnection:
+		c.Quit(m.hard)
+		return nil, false, false
+	case grant.Max > 0 && grant.Max < len(t.items): // by LimitRecipients or LimitWarmup
+		t.q.Release(t.items[grant.Max:])
+		s.requeue(t)
+		t.items = t.items[:grant.Max]
+		return c, false, false
+	}
+	s.refused(l, t, &grant, seen)
+	if laneHeld(&grant) && (grant.At.IsZero() || grant.At.Sub(m.deps.Now()) > m.set.Load().Config.IdleConnection) {
+		c.Quit(m.hard) // it would lie idle, and the provider wants fewer
+		return nil, true, false
+	}
+	return c, true, false
+}
+
+// permit asks whether t may be sent on c now, or directly after another
+// transaction that has its permit.
+func (s *site) permit(l *lane, c *outbound.Conn, t *txn, follows *throttle.Grant) throttle.Grant {
+	it := t.items[0]
+	return l.permit.Send(s.m.deps.Now(), throttle.Mail{
+		Domain:       it.Recipient.Address.Domain(),
+		Tenant:       t.load.msg.Tenant,
+		Campaign:     t.load.msg.Campaign,
+		SenderDomain: domainOf(t.load.msg.Sender(&it.Recipient)),
+		DKIMDomain:   t.load.msg.HeaderFrom,
+		Recipients:   len(t.items),
+		Sent:         c.Messages(),
+		Follows:      follows,
+	})
+}
+
+// permitted makes the envelope of t, which has its permit and is signed for c.
+func (s *site) permitted(c *outbound.Conn, t *txn, grant throttle.Grant) {
+	s.granted(t)
+	msg := t.load.msg
+	t.grant, t.sent = grant, c.Messages()
+	t.envelope = &outbound.Envelope{
+		From: msg.Sender(&t.items[0].Recipient), EnvID: msg.EnvID, Ret: msg.Ret,
+		EightBit: msg.EightBit, UTF8: msg.UTF8,
+		Body: t.load.body, Plain: msg.Plain,
+		To: make([]message.Recipient, len(t.items)),
+	}
+	if len(t.load.sig) > 0 {
+		t.envelope.Header = [][]byte{t.load.sig}
+	}
+	for i, it := range t.items {
+		t.envelope.To[i] = it.Recipient
+	}
+}
+
+// follow takes the transaction that comes next on c, while present is about to
+// be written, and returns its envelope. Nil means that none can be
+// begun yet: ahead, if there is one, is then served like any other in its turn,
+// which also deals with whatever was in its way here.
+func (s *site) follow(l *lane, c *outbound.Conn, present *txn, ahead **txn) *outbound.Envelope {
+	if *ahead != nil { // taken when present was tried before
+		return nil
+	}
+	if !l.permit.PipelineMessages(present.items[0].Recipient.Address.Domain()) {
+		return nil
+	}
+	t := s.spare(l)
+	if t == nil {
+		return nil
+	}
+	*ahead = t
+	trial := t.trial
+	if !s.m.prepare(t) {
+		*ahead = nil
+		if trial {
+			s.requeue(t)
+		}
+		return nil
+	}
+	if t.load.msg.Sandbox || s.m.finish(t, c.Caps()) != nil {
+		return nil
+	}
+	grant := s.permit(l, c, t, &present.grant)
+	if !grant.OK {
+		return nil
+	}
+	s.permitted(c, t, grant)
+	return t.envelope
+}
+
+// goOn returns the transaction that was taken to follow another on c, if it can:
+// without the connection it is given back to be chosen again.
+func (s *site) goOn(t *txn, c *outbound.Conn) *txn {
+	if t == nil {
+		return nil
+	}
+	if t.envelope != nil && (c == nil || !t.begun) {
+		t.grant.Release()
+		t.envelope, t.begun = nil, false
+	}
+	if c != nil {
+		return t
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handBack(t)
+	s.kick(s.m.deps.Now())
+	return nil
 }
 
 // ruled reports whether the shaping rules speak about what the server said: then

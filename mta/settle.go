@@ -214,6 +214,9 @@ func (m *MTA) outcome(s *site, l *lane, t *txn, it *queue.Item, o *message.Outco
 		if v.result == message.Unknown {
 			m.metrics.unknown.WithLabelValues(l.egress().Provider).Inc()
 			e.Detail = "the connection was lost after the message was sent and before the reply"
+			if o.Reply != nil && !o.Reply.Local {
+				e.Detail = "the reply to the message could not be told from a stray one"
+			}
 		}
 		settlement.Retry = m.nextTry(it, v, now)
 		if settlement.Retry.IsZero() {

@@ -59,6 +59,8 @@ type lane struct {
 	why      string     // what until or stopped waits for
 	dialling dialling
 	failures int // connection failures in a row
+	// alone is until when no message is begun behind another.
+	alone time.Time
 
 	// notices counts notified. Whoever asks for a permit looks at it before, so
 	// that a notice that comes between the refusal and what is done about it is
@@ -102,6 +104,13 @@ type txn struct {
 	tries int    // connections it was tried on without being looked at
 	first bool   // it was the first message of its last connection
 	trial bool   // its queue is off the schedule until it has its permit
+
+	// envelope is set once it is signed for a connection and has its permit, begun
+	// when the server has been told of it behind the message before.
+	envelope *outbound.Envelope
+	grant    throttle.Grant
+	sent     int // messages on that connection before it
+	begun    bool
 }
 
 // site returns the site of this key, made on first use.
@@ -523,6 +532,44 @@ func (s *site) take(l *lane, first, open bool) *txn {
 		s.kick(now)
 	}
 	return nil
+}
+
+// spare returns a transaction of the lane that no runner comes for and none can
+// be started for, or nil: what follows on a connection waits until that has
+// served the message before, and another connection would be sooner.
+func (s *site) spare(l *lane) *txn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.m.deps.Now()
+	d := &l.dialling
+	switch {
+	case l.alone.After(now), s.m.ending(), l.until.After(now), l.stopped:
+		return nil
+	case l.runners < l.limit() && !d.closed(now) && !d.trying:
+		return nil
+	}
+	if l.buf.len() <= l.starting {
+		l.asking = true
+		s.fill(now)
+		l.asking = false
+	}
+	if l.buf.len() <= l.starting {
+		return nil
+	}
+	t := l.buf.pop()
+	s.kick(now)
+	return t
+}
+
+// aloneFor is how long messages go one by one to a host that has lost one which
+// was begun behind another, or refused it.
+const aloneFor = time.Hour
+
+// cautious begins no message of the lane behind another for a while.
+func (s *site) cautious(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.alone = s.m.deps.Now().Add(aloneFor)
 }
 
 // parked is what a runner that ends calls when it has left its connection to

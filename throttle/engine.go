@@ -428,6 +428,12 @@ func (e *Engine) Policy(hosts []string, domain string) TLS {
 	return TLSUnset
 }
 
+// PipelineMessages reports whether mail for domain may be begun behind another
+// message.
+func (l *Lane) PipelineMessages(domain string) bool {
+	return l.Limits(domain).Bool(KeyPipelineMessages, false)
+}
+
 // IPv6 reports whether mail for domain may go over IPv6.
 func (l *Lane) IPv6(domain string) bool { return l.Limits(domain).Bool(KeyIPv6, true) }
 

@@ -185,9 +185,9 @@ func (h *hold) slow(now, pace, busy, quiet int64) bool {
 	return true
 }
 
-// check adds what the hold says about a transaction, or about a connection
-// when open connections are passed. A negative open means a transaction.
-func (h *hold) check(v *verdict, now, open int64) {
+// check adds what the hold says about a transaction, or about a connection. used
+// are those under way.
+func (h *hold) check(v *verdict, now, used int64, send bool) {
 	h.settle(now)
 	origin := &h.rule.Origin
 	switch h.state {
@@ -196,31 +196,39 @@ func (h *hold) check(v *verdict, now, open int64) {
 	case StateDisabled:
 		v.stop(LimitSuspended, origin, h.key.scope)
 	case StateProbe, StateRamp, StateSlowed:
-		used := h.busy
-		if open >= 0 {
-			used = open
-		}
 		if used >= h.cap {
 			v.stop(LimitBackoff, origin, h.key.scope)
 		}
-		if h.interval > 0 && open < 0 {
+		if h.interval > 0 && send {
 			v.held(h.next, now, LimitBackoff, origin, h.key.scope)
 		}
 	}
 }
 
-// take counts a permit against its holds. REQUIRES: the group's mutex.
-func (b *heldBy) take(now int64) {
+// take counts a permit against its holds, in the place of the one that it
+// follows. REQUIRES: the group's mutex.
+func (b *heldBy) take(now int64, follows *Grant) {
 	if b == nil {
 		return
 	}
 	for _, h := range b.by[:b.n] {
-		h.busy++
+		if follows.under(h) == 0 {
+			h.busy++
+		} else {
+			follows.holds.drop(h)
+		}
 		if h.interval > 0 {
 			h.next = max(h.next, now) + h.interval
 			h.learned.sent++
 		}
 	}
+}
+
+// drop takes a hold off the list.
+func (b *heldBy) drop(h *hold) {
+	i := slices.Index(b.by[:b.n], h)
+	b.n--
+	b.by[i], b.by[b.n] = b.by[b.n], nil
 }
 
 // release is the reverse of take. REQUIRES: the group's mutex.
@@ -237,10 +245,10 @@ func (b *heldBy) release() {
 // whether they were opened under the hold or before it. REQUIRES: g.mu.
 func (g *group) heldConnect(v *verdict, now int64, l *Lane) {
 	if h := g.holds[holdKey{ScopeSource, l.src.name}]; h != nil {
-		h.check(v, now, l.sn.busy)
+		h.check(v, now, l.sn.busy, false)
 	}
 	if h := g.holds[holdKey{ScopeNetblock, l.netblock}]; h != nil {
-		h.check(v, now, g.netblockBusy(l.netblock))
+		h.check(v, now, g.netblockBusy(l.netblock), false)
 	}
 }
 
@@ -266,7 +274,7 @@ func (g *group) heldSend(v *verdict, now int64, l *Lane, m *Mail) *heldBy {
 		if h == nil {
 			continue
 		}
-		h.check(v, now, -1)
+		h.check(v, now, h.busy-m.Follows.under(h), true)
 		if b == nil {
 			b = &heldBy{}
 		}

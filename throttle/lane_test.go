@@ -303,8 +303,13 @@ func TestConcurrentConnectionsNeverExceedTheLimit(t *testing.T) {
 							if n := under.Add(1); n > 3 && name == "provider.p" {
 								t.Errorf("%d transactions of a tenant, limit 3", n)
 							}
-							under.Add(-1)
+							next := l.Send(epoch, Mail{Tenant: "t", Follows: &s})
+							if !next.OK && name == "provider.p" {
+								t.Errorf("a transaction that follows another was refused: %v", next.Limit)
+							}
 							s.Release()
+							under.Add(-1)
+							next.Release()
 						}
 						open.Add(-1)
 						g.Release()
@@ -323,6 +328,50 @@ func TestConcurrentConnectionsNeverExceedTheLimit(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestFollowingTransactionTakesOverThePlaceOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	doc := "[provider.p]\nmx_suffix = [\".p.example\"]\ntenant_concurrency = 2\n[domain.\"d.example\"]\nconnections = 2\n"
+	eng := engine(t, doc)
+	l := eng.Lane(Target{Source: "ip1", Site: "s", Hosts: []string{"mx.p.example"}})
+	m := Mail{Tenant: "t", Domain: "d.example"}
+	send := func(m Mail, want bool) Grant {
+		t.Helper()
+		g := l.Send(epoch, m)
+		if g.OK != want {
+			t.Fatalf("granted %v by %v, want %v", g.OK, g.Limit, want)
+		}
+		return g
+	}
+	a, b := send(m, true), send(m, true)
+	for range 3 {
+		send(m, false) // two are under way
+		for _, g := range []*Grant{&a, &b} {
+			follows := m
+			follows.Follows = g
+			next := send(follows, true)
+			send(m, false)
+			send(follows, false) // the place has gone over already
+			g.Release()
+			send(m, false)
+			*g = next
+		}
+	}
+	other := m
+	other.Tenant, other.Follows = "u", &a // from the same domain, of which two are under way
+	next := send(other, true)
+	a.Release() // which leaves its tenant's place free, and not the domain's
+	send(m, false)
+	next.Release()
+	c := send(m, true)
+	send(m, false)
+	b.Release()
+	c.Release()
+	a, b = send(m, true), send(m, true)
+	send(m, false)
+	a.Release()
+	b.Release()
 }
 
 func TestLaneThatChangesProviderTakesItsConnectionsAlong(t *testing.T) {

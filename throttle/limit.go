@@ -28,6 +28,7 @@ const (
 	KeyRecipients                        // recipients: per transaction
 	KeyOneDomain                         // one_domain: one recipient domain per transaction
 	KeySilentClose                       // silent_close: the server may close between messages without a word
+	KeyPipelineMessages                  // pipeline_messages: a message may be begun behind the one before
 	KeyIPv6                              // ipv6: false where the provider takes no mail over it
 	KeyTLS                               // tls: off, opportunistic, required or verify
 	KeyRecoveryHold                      // recovery_hold: first pause of the recovery procedure, at least 10m
@@ -80,6 +81,7 @@ var keyTable = [numKeys]keyInfo{
 	KeyRecipients:             {name: "recipients", kind: kindCount},
 	KeyOneDomain:              {name: "one_domain", kind: kindBool},
 	KeySilentClose:            {name: "silent_close", kind: kindBool},
+	KeyPipelineMessages:       {name: "pipeline_messages", kind: kindBool},
 	KeyIPv6:                   {name: "ipv6", kind: kindBool},
 	KeyTLS:                    {name: "tls", kind: kindTLS},
 	KeyRecoveryHold:           {name: "recovery_hold", kind: kindDuration, noDomain: true},

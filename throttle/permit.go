@@ -2,6 +2,7 @@ package throttle
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -34,6 +35,38 @@ type Grant struct {
 	// What a transaction occupies; nil where nothing is limited.
 	tenant, campaign, domain *node
 	holds                    *heldBy
+}
+
+// in is 1 if the permit is in use and occupies a place at n, else 0. REQUIRES:
+// the group's mutex.
+func (gr *Grant) in(n *node) int64 {
+	if gr != nil && gr.lane != nil && (gr.domain == n || gr.tenant == n || gr.campaign == n) {
+		return 1
+	}
+	return 0
+}
+
+// pass counts another permit at n, which takes over the place of this one if it
+// has one there. REQUIRES: the group's mutex.
+func (gr *Grant) pass(n *node) {
+	if gr.in(n) == 0 {
+		n.busy++
+		return
+	}
+	for _, own := range []**node{&gr.domain, &gr.tenant, &gr.campaign} {
+		if *own == n {
+			*own = nil
+		}
+	}
+}
+
+// under is 1 if the permit is in use and counts against h, else 0. REQUIRES: the
+// group's mutex.
+func (gr *Grant) under(h *hold) int64 {
+	if gr != nil && gr.lane != nil && gr.holds != nil && slices.Contains(gr.holds.by[:gr.holds.n], h) {
+		return 1
+	}
+	return 0
 }
 
 // heldBy lists the holds a permit counts against. They are rare, so a permit

@@ -15,6 +15,11 @@ type Mail struct {
 	Recipients   int    // 0 counts as 1
 	// Sent is how many transactions the connection has carried.
 	Sent int
+	// Follows is the permit of the transaction that is under way on the
+	// connection, which this one comes directly after: where transactions are
+	// counted that run at a time, it takes over the place of that one. Nil if
+	// there is none.
+	Follows *Grant
 }
 
 // Send asks to run one transaction on an open connection. Release the grant
@@ -75,7 +80,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		d := l.e.share(g, &v, at, ScopeDomain, l.src.name+"\x00"+m.Domain, LimitDomain)
 		if shares[0] = d; d != nil {
 			v.meter(&d.messages, domainRate, at, 1, LimitDomain)
-			v.slot(d.busy, domainConns, LimitDomain)
+			v.slot(d.busy-m.Follows.in(d), domainConns, LimitDomain)
 		}
 	}
 	tenantRate, tenantMax := eff.val[KeyTenantRate], eff.val[KeyTenantConcurrency]
@@ -83,7 +88,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		t := l.e.share(g, &v, at, ScopeTenant, m.Tenant, LimitTenant)
 		if shares[1] = t; t != nil {
 			v.meter(&t.messages, tenantRate, at, 1, LimitTenant)
-			v.slot(t.busy, tenantMax, LimitTenant)
+			v.slot(t.busy-m.Follows.in(t), tenantMax, LimitTenant)
 		}
 	}
 	campaignRate, campaignMax := eff.val[KeyCampaignRate], eff.val[KeyCampaignConcurrency]
@@ -91,7 +96,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		c := l.e.share(g, &v, at, ScopeCampaign, campaignKey(m.Tenant, m.Campaign), LimitCampaign)
 		if shares[2] = c; c != nil {
 			v.meter(&c.messages, campaignRate, at, 1, LimitCampaign)
-			v.slot(c.busy, campaignMax, LimitCampaign)
+			v.slot(c.busy-m.Follows.in(c), campaignMax, LimitCampaign)
 		}
 	}
 	senderRate := eff.val[KeySenderDomainRate]
@@ -118,17 +123,17 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 	l.recipients.take(eff.val[KeyRecipientRate], at, n)
 	if d := shares[0]; d != nil {
 		d.messages.take(domainRate, at, 1)
-		d.busy++
+		m.Follows.pass(d)
 		grant.domain = d
 	}
 	if t := shares[1]; t != nil {
 		t.messages.take(tenantRate, at, 1)
-		t.busy++
+		m.Follows.pass(t)
 		grant.tenant = t
 	}
 	if c := shares[2]; c != nil {
 		c.messages.take(campaignRate, at, 1)
-		c.busy++
+		m.Follows.pass(c)
 		grant.campaign = c
 	}
 	if s := shares[3]; s != nil {
@@ -138,7 +143,7 @@ func (l *Lane) send(now time.Time, m *Mail, dry bool) Grant {
 		warm.sent += n
 		warm.began = true
 	}
-	grant.holds.take(at)
+	grant.holds.take(at, m.Follows)
 	l.sn.roll(at)
 	l.sn.current++
 	l.granted(g, at)

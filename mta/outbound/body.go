@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"math"
 	"time"
 
 	"github.com/tradewind-mta/tradewind/message"
@@ -17,30 +18,39 @@ func (t *transaction) body() {
 	for _, h := range t.e.Header {
 		size += len(h)
 	}
+	next, ahead := t.follow()
+	w := c.newBodyWriter()
 	var rp reply
 	var fail *message.Reply
 	var err error
 	if size > readAhead {
-		rp, fail, err = t.watched()
+		rp, fail, err = t.watched(&w, ahead)
 	} else {
-		w := c.newBodyWriter()
-		err = t.write(&w)
-		t.res.Bytes = w.sent
+		err = t.write(&w, ahead)
 		limit := c.opts.Timeouts.Dot
 		if err != nil {
 			limit = earlyGrace
 		}
 		rp, fail = c.read(message.StageDot, limit)
 	}
-	if err != nil {
+	t.res.Bytes = min(w.sent, w.end)
+	switch {
+	case err == nil && next != nil:
+		c.begun = next
+		c.messages++
+	case err != nil && w.sent < w.end:
 		t.cutShort(rp, fail, err)
 		return
+	case err != nil && fail == nil:
+		// The message was out, and what was to follow it was not.
+		defer c.abandon()
 	}
 	t.dot(rp, fail)
 }
 
-// write puts the message and the final dot on the wire.
-func (t *transaction) write(w *bodyWriter) error {
+// write puts the message and the final dot on the wire, and what follows it.
+func (t *transaction) write(w *bodyWriter, ahead []byte) error {
+	w.end = math.MaxInt64
 	for i, h := range t.e.Header {
 		if err := w.stuff(h, t.dots[i]); err != nil {
 			return err
@@ -52,12 +62,19 @@ func (t *transaction) write(w *bodyWriter) error {
 	if err := w.add(theEnd); err != nil {
 		return err
 	}
+	w.end = w.sent + int64(w.queued+len(t.c.buf.write))
+	if len(ahead) > 0 {
+		t.c.trace(ahead)
+		if err := w.add(ahead); err != nil {
+			return err
+		}
+	}
 	return w.flush()
 }
 
 // watched writes a long message while listening: a server that has had enough
 // says so in the middle (RFC 5321, 3.8 and 4.2.5), and may stop reading.
-func (t *transaction) watched() (rp reply, fail *message.Reply, err error) {
+func (t *transaction) watched(w *bodyWriter, ahead []byte) (rp reply, fail *message.Reply, err error) {
 	c := t.c
 	early, done := make(chan struct{}), make(chan struct{})
 	c.raw.SetReadDeadline(time.Time{}) // the write deadlines end this, then the dot's
@@ -67,10 +84,8 @@ func (t *transaction) watched() (rp reply, fail *message.Reply, err error) {
 		close(early)
 		c.raw.SetWriteDeadline(time.Unix(1, 0)) // wakes a writer that is stuck
 	}()
-	w := c.newBodyWriter()
 	w.early = early
-	err = t.write(&w)
-	t.res.Bytes = w.sent
+	err = t.write(w, ahead)
 	limit := c.opts.Timeouts.Dot
 	if err != nil {
 		limit = earlyGrace
@@ -105,19 +120,39 @@ func (t *transaction) dot(rp reply, fail *message.Reply) {
 	if fail != nil {
 		fail.Text += " after the final dot"
 		t.settleAll(message.Unknown, fail)
+		c.begun = nil
 		c.abandon()
 		return
 	}
 	said := c.remote(message.StageDot, rp)
 	result := resultOf(said)
-	if c.r != c.w {
+	c.dirty = false
+	switch {
+	case rp.code == 421:
+		c.begun = nil
+		c.abandon()
+	case c.begun != nil:
+		c.dirty = true
+		result = t.inStep(result)
+	case c.r != c.w:
 		result = t.afterword(result)
 	}
-	c.dirty = false
 	t.settleAll(result, said)
-	if rp.code == 421 {
-		c.abandon()
+}
+
+// inStep reads the answers to what was begun behind the message. Each must be in
+// its place, up to the 354, or a stray line may have been taken for the reply to
+// the dot: then that was the answer which came next, and if it was a refusal,
+// nobody can say which of the two was meant. A duplicate is then the lesser evil.
+func (t *transaction) inStep(result message.Result) message.Result {
+	c, next := t.c, t.c.begun
+	c.latest = time.Now().Add(c.opts.Timeouts.Envelope)
+	next.ready = next.pipelined(true)
+	c.latest = time.Time{}
+	if next.slipped && next.mail >= 400 && result == message.Delivered {
+		return message.Unknown
 	}
+	return result
 }
 
 // afterword deals with what came together with the reply to the dot, and closes.

@@ -26,6 +26,7 @@ type buffers struct {
 	read  [readSize]byte
 	write []byte // commands, and up to writeSize of a body where writev is not to be had
 	text  []byte // the reply just read; at most maxReply
+	ahead []byte // commands that follow a message
 	vec   net.Buffers
 }
 
@@ -58,7 +59,8 @@ type Conn struct {
 	// limit is running.
 	latest time.Time
 
-	messages int // MAIL commands sent
+	messages int          // MAIL commands sent
+	begun    *transaction // whose commands followed the last message
 	dirty    bool
 	broken   bool // REQUIRES nothing further is read or written
 	parted   bool // the server's end has been waited for
@@ -105,6 +107,9 @@ func (c *Conn) Close() error {
 func (c *Conn) Quit(ctx context.Context) {
 	defer c.Close()
 	defer c.watch(ctx)()
+	if c.forsake() {
+		return // QUIT would be taken for the message
+	}
 	if c.broken {
 		c.linger(false)
 		return
@@ -122,6 +127,7 @@ func (c *Conn) Quit(ctx context.Context) {
 // there. Send does this by itself where it must. The error is a *message.Reply;
 // after one the connection is closed.
 func (c *Conn) Reset(ctx context.Context) *message.Reply {
+	c.forsake()
 	if c.broken {
 		return c.local(message.StageRset, status442, "the connection is closed")
 	}
@@ -189,6 +195,17 @@ func (c *Conn) abandon() {
 	if c.buf != nil {
 		c.release()
 	}
+}
+
+// forsake gives the conversation up if a message has been begun, and reports
+// whether it did: the server waits for that message and for nothing else.
+func (c *Conn) forsake() bool {
+	if c.begun == nil {
+		return false
+	}
+	c.begun = nil
+	c.abandon()
+	return true
 }
 
 // Drop gives the conversation up without a word, whatever state it is in, and
@@ -296,11 +313,7 @@ func (c *Conn) exchange(stage message.Stage, limit time.Duration, line string) (
 
 // flush writes the commands gathered in buf.write.
 func (c *Conn) flush(stage message.Stage, limit time.Duration) *message.Reply {
-	if c.traced() {
-		for line := range bytes.Lines(c.buf.write) {
-			c.opts.Trace('>', hideSecrets(bytes.TrimRight(line, "\r\n")))
-		}
-	}
+	c.trace(c.buf.write)
 	c.raw.SetWriteDeadline(time.Now().Add(limit))
 	_, err := c.nc.Write(c.buf.write)
 	c.buf.write = c.buf.write[:0]
@@ -318,6 +331,16 @@ func (c *Conn) flush(stage message.Stage, limit time.Duration) *message.Reply {
 // traced reports whether somebody follows the dialogue now.
 func (c *Conn) traced() bool {
 	return c.opts.Trace != nil && (c.opts.Traced == nil || c.opts.Traced.Load())
+}
+
+// trace shows commands to whoever follows the dialogue.
+func (c *Conn) trace(commands []byte) {
+	if !c.traced() {
+		return
+	}
+	for line := range bytes.Lines(commands) {
+		c.opts.Trace('>', hideSecrets(bytes.TrimRight(line, "\r\n")))
+	}
 }
 
 func hideSecrets(line []byte) []byte {

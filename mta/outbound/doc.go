@@ -4,8 +4,9 @@
 // It promises: every stage has a deadline that a dripping server cannot extend;
 // every reply is bounded before it is kept; the bytes after 354 are exactly the
 // bytes handed in, dot-stuffed, or the message is refused before anything of it
-// is sent; nothing is ever written behind the final dot before its reply; and
-// every recipient gets one outcome in the server's own words, with Unknown for
+// is sent; behind the final dot nothing is written before its reply but, if the
+// caller wants that, the commands of the next message, and then the reply counts
+// only when theirs are in step; and every recipient gets one outcome in the server's own words, with Unknown for
 // the one case nobody can settle, a connection lost between the final dot and
 // its reply.
 //

@@ -34,17 +34,24 @@ func (t *transaction) pipelined(clear bool) bool {
 	if !clear {
 		b.write = append(b.write, "RSET\r\n"...)
 	}
-	b.write = t.appendMail(b.write)
+	if !t.begun {
+		b.write = t.appendMail(b.write)
+	}
 	var refusal *message.Reply
 	for lo, first := 0, true; ; first = false {
-		hi := t.appendGroup(lo)
+		hi := len(t.e.To)
+		if !t.begun {
+			b.write, hi = t.appendGroup(b.write, lo)
+		}
 		last := hi == len(t.e.To)
-		if last {
+		if last && !t.begun {
 			b.write = append(b.write, "DATA\r\n"...)
 		}
-		if fail := c.flush(message.StageMail, limits.Mail); fail != nil {
-			t.gone(fail)
-			return false
+		if !t.begun {
+			if fail := c.flush(message.StageMail, limits.Mail); fail != nil {
+				t.gone(fail)
+				return false
+			}
 		}
 		if first {
 			if !clear && !t.reset() {
@@ -54,7 +61,7 @@ func (t *transaction) pipelined(clear bool) bool {
 			if !ok {
 				return false
 			}
-			t.answered = true
+			t.answered, t.mail = true, rp.code
 			if rp.code/100 != 2 {
 				refusal = c.remote(message.StageMail, rp)
 			}
@@ -149,20 +156,45 @@ func (t *transaction) reset() bool {
 
 // appendGroup adds RCPT commands from recipient lo on and returns where it
 // stopped.
-func (t *transaction) appendGroup(lo int) (hi int) {
-	b := t.c.buf
+func (t *transaction) appendGroup(b []byte, lo int) (_ []byte, hi int) {
 	n := 0
 	for hi = lo; hi < len(t.e.To); hi++ {
 		if t.settled(hi) {
 			continue
 		}
-		if n == maxGroup || len(b.write) > maxGroupBytes {
+		if n == maxGroup || len(b) > maxGroupBytes {
 			break
 		}
-		b.write = t.appendRcpt(b.write, hi)
+		b = t.appendRcpt(b, hi)
 		n++
 	}
-	return hi
+	return b, hi
+}
+
+// follow asks for the message that comes next and returns the commands that
+// begin it, to be written behind the present one. Nil means that nothing
+// follows: there is none, or it would have to be looked at first.
+func (t *transaction) follow() (*transaction, []byte) {
+	c := t.c
+	if t.e.Next == nil || !c.caps.Pipelining || !c.spare() {
+		return nil, nil
+	}
+	e := t.e.Next()
+	if e == nil {
+		return nil, nil
+	}
+	next := c.newTransaction(e)
+	next.begun = true
+	next.preflight()
+	if next.left == 0 {
+		return nil, nil
+	}
+	b, hi := next.appendGroup(next.appendMail(c.buf.ahead[:0]), 0)
+	if hi < len(e.To) || len(b) > maxGroupBytes {
+		return nil, nil
+	}
+	c.buf.ahead = append(b, "DATA\r\n"...)
+	return next, c.buf.ahead
 }
 
 // group reads the replies to the RCPT commands for [lo, hi). Once MAIL has been
@@ -224,6 +256,7 @@ func (t *transaction) data(rp reply) bool {
 // single recipients is not believed either: rather late than bounced for
 // nothing.
 func (t *transaction) shifted(fail *message.Reply) {
+	t.slipped = true
 	for i := range t.res.Outcomes {
 		if o := &t.res.Outcomes[i]; o.Reply == nil || !o.Reply.Local {
 			*o = message.Outcome{Reply: fail, Attempted: t.answered}

@@ -2,6 +2,7 @@ package outbound_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -132,7 +133,9 @@ type hostile struct {
 	stage      message.Stage
 	deed       misdeed
 	pipelining bool
-	seen       int // transactions
+	at         int  // misbehave in this transaction, from RSET on; 0 means the second
+	ahead      bool // the first transaction is not refused, and the second begun behind it
+	seen       int  // transactions
 	violation  string
 }
 
@@ -170,13 +173,13 @@ func (h *hostile) serve() {
 			ok = h.answer(message.StageMail, "250 2.1.0 ok\r\n")
 		case strings.HasPrefix(verb, "RCPT"):
 			ok = h.answer(message.StageRcpt, "250 2.1.5 ok\r\n")
-		case verb == "DATA" && h.seen == 1:
+		case verb == "DATA" && h.seen == 1 && !h.ahead:
 			h.conn.Write([]byte("451 4.3.0 not yet\r\n"))
 		case verb == "DATA":
 			if ok = h.answer(message.StageData, "354 go\r\n"); !ok {
 				return
 			}
-			if h.stage == message.StageData && strings.HasPrefix(h.deed.kind, "refuse") {
+			if h.stage == message.StageData && strings.HasPrefix(h.deed.kind, "refuse") && h.seen == cmp.Or(h.at, 2) {
 				continue
 			}
 			for line != ".\r\n" {
@@ -184,8 +187,8 @@ func (h *hostile) serve() {
 					return
 				}
 			}
-			if n := r.Buffered(); n > 0 {
-				h.violation = "octets behind the final dot"
+			if n := r.Buffered(); (n > 0) != (h.ahead && h.seen == 1) {
+				h.violation = fmt.Sprintf("%d octets behind the final dot of message %d", n, h.seen)
 			}
 			ok = h.answer(message.StageDot, "250 2.0.0 queued\r\n")
 		case verb == "QUIT":
@@ -202,7 +205,7 @@ func (h *hostile) serve() {
 }
 
 func (h *hostile) answer(stage message.Stage, proper string) bool {
-	if stage != h.stage || (stage >= message.StageRset && h.seen < 1) || (stage >= message.StageMail && stage != message.StageRset && h.seen < 2) {
+	if stage != h.stage || (stage >= message.StageRset && h.seen < 1) || (stage >= message.StageMail && stage != message.StageRset && h.seen != cmp.Or(h.at, 2)) {
 		_, err := h.conn.Write([]byte(proper))
 		return err == nil
 	}
@@ -320,6 +323,73 @@ func misbehave(t *testing.T, stage message.Stage, deed misdeed, pipelining bool)
 	if closed != 1 {
 		t.Errorf("socket closed %d times", closed)
 	}
+	<-done
+	if h.violation != "" {
+		t.Error("the server saw", h.violation)
+	}
+}
+
+// Whatever a server does while the next message has been begun: each message is
+// told its own fate, and no stray reply bounces one.
+func TestMisdeedsBesideABegunMessageStayWithTheirMessage(t *testing.T) {
+	t.Parallel()
+	for _, deed := range misdeeds() {
+		t.Run("the first dot/"+deed.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				want, next := message.Delivered, message.Deferred
+				switch deed.kind {
+				case "refuse4":
+					want, next = message.Deferred, message.Delivered
+				case "refuse5":
+					want, next = message.Failed, message.Delivered
+				case "goodbye":
+					want = message.Deferred
+				case "broken", "extra5":
+					want = message.Unknown
+				}
+				misbehaveAhead(t, message.StageDot, 1, deed, want, next)
+			})
+		})
+		for _, stage := range []message.Stage{message.StageMail, message.StageRcpt, message.StageData, message.StageDot} {
+			t.Run(fmt.Sprintf("%v of the second/%s", stage, deed.name), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					_, next, _ := wanted(stage, deed.kind)
+					misbehaveAhead(t, stage, 2, deed, message.Delivered, next)
+				})
+			})
+		}
+	}
+}
+
+func misbehaveAhead(t *testing.T, stage message.Stage, at int, deed misdeed, want, next message.Result) {
+	ctx := context.Background()
+	h := &hostile{stage: stage, deed: deed, pipelining: true, at: at, ahead: true}
+	done := make(chan struct{})
+	c, fail := outbound.Dial(ctx, testOptions(func(context.Context, string, string) (net.Conn, error) {
+		client, server := loadgen.Pipe()
+		h.conn = server
+		go func() { defer close(done); h.serve() }()
+		return client, nil
+	}))
+	if fail != nil {
+		t.Fatal(fail)
+	}
+	first, second := envelope("b@example.net"), envelope("c@example.net")
+	first.Next = func() *outbound.Envelope { return second }
+	res := c.Send(ctx, first)
+	if out := res.Outcomes[0]; out.Result != want {
+		t.Errorf("first message: %v (%v), want %v", out.Result, out.Reply, want)
+	}
+	if (res.Next == second) != res.Usable {
+		t.Errorf("begun %v, usable %v", res.Next == second, res.Usable)
+	}
+	res = c.Send(ctx, second)
+	if out := res.Outcomes[0]; out.Result != next {
+		t.Errorf("second message: %v (%v), want %v", out.Result, out.Reply, next)
+	}
+	c.Quit(ctx)
 	<-done
 	if h.violation != "" {
 		t.Error("the server saw", h.violation)

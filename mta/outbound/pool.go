@@ -142,6 +142,7 @@ func (p *Pool[K]) remove(el *list.Element) *Conn {
 // Put gives a connection to the pool. One that cannot be used again is closed
 // instead, as is any once the pool is closed.
 func (p *Pool[K]) Put(key K, c *Conn) {
+	c.forsake()
 	if c.broken {
 		c.Close()
 		return
@@ -154,7 +155,7 @@ func (p *Pool[K]) Put(key K, c *Conn) {
 		return
 	}
 	defer p.mu.Unlock()
-	if c.caps.MailMax > 0 && c.messages >= c.caps.MailMax {
+	if !c.spare() {
 		p.dismiss(c, leftSpent)
 		return
 	}

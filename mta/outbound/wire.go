@@ -67,6 +67,7 @@ type bodyWriter struct {
 	gather bool
 	queued int   // octets in buf.vec
 	sent   int64 // octets handed to the connection
+	end    int64 // of them, those up to the final dot; larger than any before that is known
 }
 
 func (c *Conn) newBodyWriter() bodyWriter {
