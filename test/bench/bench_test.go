@@ -163,3 +163,25 @@ func TestProfileIsReadFromTheHeadOfItsListing(t *testing.T) {
 		}
 	}
 }
+
+func TestWaitForPausesIsThatOfRandomMoments(t *testing.T) {
+	t.Parallel()
+	ten := slices.Repeat([]time.Duration{10 * time.Millisecond}, 10)
+	for _, c := range []struct {
+		pauses []time.Duration
+		share  float64
+		want   time.Duration
+	}{
+		{nil, 0.01, 0},
+		{ten, 0.1, 0},                     // a tenth of the moments waits at all
+		{ten, 0.05, 5 * time.Millisecond}, // half of those waits longer than half a pause
+		{ten, 0.01, 9 * time.Millisecond},
+		{ten[:1], 0.01, 0}, // a hundredth of the time stands still
+		{append(ten, time.Second), 0.5, 500 * time.Millisecond},
+	} {
+		got := waitFor(c.pauses, time.Second, c.share)
+		if d := got - c.want; d > 10*time.Microsecond || d < -10*time.Microsecond {
+			t.Errorf("%d pauses, %v: %v, want %v", len(c.pauses), c.share, got, c.want)
+		}
+	}
+}

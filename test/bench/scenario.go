@@ -128,14 +128,16 @@ func (r *report) half(ctx context.Context, t *tradewind) error {
 		peak = s.rate()
 	}
 	rate := peak / 2
+	stop := watchHost()
 	s, err := measure(ctx, t, &c, 0, int(rate*r.stall.Seconds()), rate)
+	host, floor := pauses(stop())
 	if err != nil {
 		return err
 	}
 	r.found("half", fmt.Sprintf("10 KiB at half of the peak, %.0f messages/s for %v", rate, r.stall),
-		map[string]float64{"p50": s.Accept.P50, "p99": s.Accept.P99, "max": s.Accept.Max, "gap": s.Longest.Seconds(), "fsyncs": s.Accept.P99 / r.machine.FsyncP50.Seconds()},
-		"answer to DATA p50 %s, p99 %s (%.1f × the median fsync), p99.9 %s, longest %s; longest time without an answer %s; %.0f µs of CPU a message",
-		ms(s.Accept.P50), ms(s.Accept.P99), s.Accept.P99/r.machine.FsyncP50.Seconds(), ms(s.Accept.P999), ms(s.Accept.Max), ms(s.Longest.Seconds()), s.cpu())
+		map[string]float64{"p50": s.Accept.P50, "p99": s.Accept.P99, "max": s.Accept.Max, "gap": s.Longest.Seconds(), "fsyncs": s.Accept.P99 / r.machine.FsyncP50.Seconds(), "host_p99": floor.Seconds()},
+		"answer to DATA p50 %s, p99 %s (%.1f × the median fsync), p99.9 %s, longest %s; longest time without an answer %s; %.0f µs of CPU a message; %s",
+		ms(s.Accept.P50), ms(s.Accept.P99), s.Accept.P99/r.machine.FsyncP50.Seconds(), ms(s.Accept.P999), ms(s.Accept.Max), ms(s.Longest.Seconds()), s.cpu(), host)
 	return nil
 }
 
