@@ -14,6 +14,7 @@ package inject
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -153,6 +154,8 @@ type Injector struct {
 	queue  Accepter
 	deps   Deps
 	metric metrics
+	dates  dates
+	fronts sync.Pool // *[]byte: our fields of one message on their way in front of it
 }
 
 // New makes a door that hands what it accepts to queue.
@@ -172,7 +175,9 @@ func New(cfg Config, queue Accepter, deps Deps) (*Injector, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Injector{cfg: cfg.withDefaults(), queue: queue, deps: deps, metric: m}, nil
+	i := &Injector{cfg: cfg.withDefaults(), queue: queue, deps: deps, metric: m}
+	i.fronts.New = func() any { b := make([]byte, 0, 1<<10); return &b }
+	return i, nil
 }
 
 // MaxSize is the size limit in force, for SMTP's SIZE.

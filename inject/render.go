@@ -34,7 +34,9 @@ func (h *header) dropEmpty(msg []byte) {
 func (i *Injector) render(d *draft, m *message.Message, r *message.Recipient) []byte {
 	h := &d.head
 	added := i.fields(d, m, r)
-	b := make([]byte, 0, len(d.body)+len(added)+512)
+	front := i.fronts.Get().(*[]byte)
+	defer i.fronts.Put(front)
+	b := (*front)[:0]
 	var buf [26]byte
 	id := m.ID.Append(buf[:0])
 	if !i.cfg.NoReceived {
@@ -42,7 +44,7 @@ func (i *Injector) render(d *draft, m *message.Message, r *message.Recipient) []
 	}
 	if !h.has(date) {
 		b = append(b, "Date: "...)
-		b = append(appendDate(b, d.now), "\r\n"...)
+		b = append(i.dates.append(b, d.now), "\r\n"...)
 	}
 	if h.has(messageID) {
 		m.RFCMessageID = strings.Trim(text(d.body, h.value[messageID]), "<>")
@@ -57,6 +59,14 @@ func (i *Injector) render(d *draft, m *message.Message, r *message.Recipient) []
 		s, bad := measure(b)
 		m.Plain = bad == nil && !s.long
 	}
+	*front = b
+	if len(h.cuts) == 0 && h.end < len(d.body) && bytes.HasSuffix(d.body, []byte("\r\n")) {
+		// To append where nothing fits gives memory of its own, and is the one way
+		// to memory that is not cleared first: a pass over octets that are not in
+		// the cache.
+		return append(b[:len(b):len(b)], d.body...)
+	}
+	b = append(make([]byte, 0, len(b)+len(d.body)+4), b...)
 	pos := 0
 	for _, c := range h.cuts {
 		b = append(b, d.body[pos:c.start]...)
