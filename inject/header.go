@@ -147,8 +147,6 @@ type header struct {
 	present  Present
 	cuts     []span // fields to leave out, ascending
 	utf8     bool   // octets above 0x7F
-
-	cutsBuf [8]span // saves an allocation in the common case
 }
 
 func (h *header) has(k kind) bool { return h.value[k] != span{} }
@@ -169,7 +167,6 @@ func headerEnd(msg []byte) int {
 // REQUIRES: measure found msg to consist of CRLF lines.
 func (h *header) scan(msg []byte) *Error {
 	h.end = headerEnd(msg)
-	h.cuts = h.cutsBuf[:0]
 	if h.end > maxHeaderBytes {
 		return refuse("header", CodeHeaderLimit, "the header is longer than %d octets", maxHeaderBytes)
 	}
@@ -269,6 +266,9 @@ func (h *header) field(msg []byte, pos, end int) *Error {
 		return refuse(string(name), CodeInvalid, "no such control header")
 	}
 	if (k >= ctlTenant && k < kinds) || k == ctlTag || k == removed {
+		if h.cuts == nil {
+			h.cuts = make([]span, 0, 8) // not in h: it would keep every draft in the heap
+		}
 		h.cuts = append(h.cuts, span{pos, end})
 	}
 	return nil
