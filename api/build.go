@@ -21,7 +21,8 @@ type skeleton struct {
 	headers               []headerTemplate
 	body                  []piece // MIME-Version onwards
 	common                map[string]scalar
-	limit                 int // octets of one text part, expanded
+	finished              bool // see finished; of body
+	limit                 int  // octets of one text part, expanded
 
 	scratch []byte // of one expansion, reused
 }
@@ -70,6 +71,7 @@ func compile(q *messageRequest, limit int, f *faults) *skeleton {
 				f.add(field, "invalid", "contains a NUL or is not UTF-8")
 			}
 			t.canonical()
+			t.know()
 		}
 		return t
 	}
@@ -110,7 +112,7 @@ func compile(q *messageRequest, limit int, f *faults) *skeleton {
 	root := tree(texts, files)
 	w := layer{out: []piece{{literal: []byte("MIME-Version: 1.0\r\n")}}}
 	w.node(root)
-	s.body = w.out
+	s.body, s.finished = w.out, finished(w.out)
 	return s
 }
 
@@ -206,8 +208,9 @@ func (l *layer) node(n node) {
 	}
 }
 
-// render appends the message for r, or for everybody when r is nil.
-func (s *skeleton) render(dst []byte, r *recipient, a message.Address) ([]byte, *FieldError) {
+// render appends the message for r, or for everybody when r is nil. ascii says of
+// what stands below its header what inject.Envelope.ASCII does.
+func (s *skeleton) render(dst []byte, r *recipient, a message.Address) (out []byte, ascii bool, err *FieldError) {
 	v := values{common: s.common}
 	to := s.to
 	if r != nil {
@@ -220,12 +223,11 @@ func (s *skeleton) render(dst []byte, r *recipient, a message.Address) ([]byte, 
 			continue
 		}
 		if dst, ok = appendFolded(dst, h.name, h.value); !ok {
-			return dst, &FieldError{strings.ToLower(h.name), "line_length", "cannot be folded to lines of 998 octets"}
+			return dst, false, &FieldError{strings.ToLower(h.name), "line_length", "cannot be folded to lines of 998 octets"}
 		}
 	}
-	var err *FieldError
 	if dst, err = s.header(dst, "subject", "Subject", &s.subject, &v); err != nil {
-		return dst, err
+		return dst, false, err
 	}
 	for i := range s.headers {
 		h := &s.headers[i]
@@ -233,25 +235,28 @@ func (s *skeleton) render(dst []byte, r *recipient, a message.Address) ([]byte, 
 			continue
 		}
 		if dst, err = s.header(dst, h.field, h.name, &h.value, &v); err != nil {
-			return dst, err
+			return dst, false, err
 		}
 	}
 	if r != nil && len(r.Headers) > 0 {
 		if dst, err = ownHeaders(dst, r); err != nil {
-			return dst, err
+			return dst, false, err
 		}
 	}
+	ascii = s.finished
 	for i := range s.body {
 		p := &s.body[i]
 		dst = append(dst, p.literal...)
 		if p.text == nil {
 			continue
 		}
-		if dst, err = s.text(dst, p, &v); err != nil {
-			return dst, err
+		var clean bool
+		if dst, clean, err = s.text(dst, p, &v); err != nil {
+			return dst, false, err
 		}
+		ascii = ascii && clean
 	}
-	return dst, nil
+	return dst, ascii, nil
 }
 
 func overridden(own map[string]string, name string) bool {
@@ -324,8 +329,29 @@ func expandError(field string, err error) *FieldError {
 	return &FieldError{field, "limit", err.Error()}
 }
 
-// text appends the rest of a text part: its encoding, then its octets.
-func (s *skeleton) text(dst []byte, p *piece, v *values) ([]byte, *FieldError) {
+// text appends the rest of a text part: its encoding, then its octets. clean
+// reports that it is plain and none of its lines begins with a dot.
+func (s *skeleton) text(dst []byte, p *piece, v *values) (out []byte, clean bool, err *FieldError) {
+	if p.text.plain {
+		// As most recipients get it, without a look at what the template says.
+		seen := *v
+		seen.survey = &survey{}
+		b := append(dst, "Content-Transfer-Encoding: 7bit\r\n\r\n"...)
+		b, xerr := p.text.expand(b, &seen, p.form, s.limit)
+		switch {
+		case xerr != nil:
+			return b, false, expandError(p.field, xerr)
+		case !seen.survey.odd:
+			return endLine(b), !seen.survey.dot, nil
+		}
+		dst = b[:len(dst)]
+	}
+	dst, err = s.encoded(dst, p, v)
+	return dst, false, err
+}
+
+// encoded appends the rest of a text part in the encoding that its octets ask for.
+func (s *skeleton) encoded(dst []byte, p *piece, v *values) ([]byte, *FieldError) {
 	var xerr error
 	if s.scratch, xerr = p.text.expand(s.scratch[:0], v, p.form, s.limit); xerr != nil {
 		return dst, expandError(p.field, xerr)
@@ -346,15 +372,16 @@ func (s *skeleton) text(dst []byte, p *piece, v *values) ([]byte, *FieldError) {
 		dst = append(dst, "Content-Transfer-Encoding: quoted-printable\r\n\r\n"...)
 		dst = inject.AppendQuotedPrintable(dst, b)
 	}
-	if !bytes.HasSuffix(dst, []byte("\r\n")) {
-		dst = append(dst, "\r\n"...)
-	}
-	return dst, nil
+	return endLine(dst), nil
 }
 
-// maxPlainLine is the longest line sent as it is. Some relays break lines of
-// HTML well below the 998 octets of RFC 5322.
-const maxPlainLine = 500
+// endLine ends the last line of dst, if it is not ended.
+func endLine(dst []byte) []byte {
+	if bytes.HasSuffix(dst, []byte("\r\n")) {
+		return dst
+	}
+	return append(dst, "\r\n"...)
+}
 
 // legible reports whether b, in CRLF lines, can be sent without an encoding,
 // and how many of its octets are not ASCII.

@@ -213,10 +213,11 @@ func (a *api) prepare(r *http.Request, q *messageRequest, p *Principal, l *loan)
 	if err := f.err(); err != nil {
 		return nil, nil, err
 	}
-	body, bad := s.render(nil, nil, message.Address{})
+	body, ascii, bad := s.render(nil, nil, message.Address{})
 	if bad != nil {
 		return nil, nil, invalid([]FieldError{*bad})
 	}
+	env.ASCII = ascii
 	return a.prepareShared(r.Context(), env, all, nil, body, l)
 }
 
@@ -353,12 +354,13 @@ func (a *api) personal(ctx context.Context, s *skeleton, env *inject.Envelope, r
 	if err != nil {
 		return &FieldError{"metadata", "invalid", err.Error()}, nil, nil
 	}
-	b, fe := s.render((*body)[:0], rc, addr)
+	b, ascii, fe := s.render((*body)[:0], rc, addr)
 	*body = b
 	if fe != nil {
 		own := *fe
 		return &own, nil, nil
 	}
+	env.ASCII = ascii
 	env.Recipients[0] = message.Recipient{Address: addr, Metadata: meta}
 	p, err := a.deps.Inject.Prepare(ctx, *env, b)
 	var bad *inject.Error

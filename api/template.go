@@ -12,6 +12,9 @@ import (
 type template struct {
 	literal []string // one more than names
 	names   []string
+
+	facts []facts // of the literals of a body template
+	plain bool    // none of them keeps the text from being plain
 }
 
 const (
@@ -61,6 +64,7 @@ func isVariable(s string) bool {
 type values struct {
 	own, common map[string]scalar
 	email, name string
+	survey      *survey // of the body text they are put in; nil for none
 }
 
 func (v *values) get(name string) (string, bool) {
@@ -103,6 +107,7 @@ func (t *template) expand(dst []byte, v *values, f form, limit int) ([]byte, err
 	limit += len(dst)
 	for i, name := range t.names {
 		dst = append(dst, t.literal[i]...)
+		start := len(dst)
 		s, ok := v.get(name)
 		switch {
 		case !ok:
@@ -118,8 +123,16 @@ func (t *template) expand(dst []byte, v *values, f form, limit int) ([]byte, err
 		default:
 			dst = append(dst, s...)
 		}
+		if v.survey != nil {
+			value := factsOf(dst[start:])
+			v.survey.add(&t.facts[i])
+			v.survey.add(&value)
+		}
 	}
 	dst = append(dst, t.literal[len(t.literal)-1]...)
+	if v.survey != nil {
+		v.survey.add(&t.facts[len(t.names)])
+	}
 	if len(dst) > limit {
 		return dst, errOverflow
 	}

@@ -70,6 +70,10 @@ type Envelope struct {
 	// Plain says what message.Message.Plain does of the message as it came, which
 	// is then not searched again.
 	Plain bool
+	// ASCII says that who made the message knows what stands below its header: CRLF
+	// lines of at most 998 octets of ASCII without NUL, none of which begins with a
+	// dot. It is not searched then.
+	ASCII bool
 }
 
 // Track is what a message asks of tracking; the zero value leaves it to the

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -99,7 +100,7 @@ func (d *draft) read(maxSize int) *Error {
 		s.eightBit = HasEightBit(d.body[end:])
 	} else {
 		_, err := measure(d.body[:end])
-		if err == nil {
+		if err == nil && !d.env.ASCII {
 			s, err = measure(d.body[end:])
 		}
 		if err != nil {
@@ -109,6 +110,7 @@ func (d *draft) read(maxSize int) *Error {
 	if err := d.head.scan(d.body); err != nil {
 		return err
 	}
+	d.env.Plain = d.env.Plain || d.env.ASCII && !dotted(d.body[:end])
 	if !s.long {
 		d.shape = s
 		d.head.dropEmpty(d.body)
@@ -130,6 +132,11 @@ func (d *draft) read(maxSize int) *Error {
 	}
 	d.head.dropEmpty(b)
 	return nil
+}
+
+// dotted reports whether a line of b begins with a dot.
+func dotted(b []byte) bool {
+	return bytes.HasPrefix(b, []byte(".")) || bytes.Contains(b, []byte("\n."))
 }
 
 // admit holds the message to what its tenant may do.

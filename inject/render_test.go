@@ -75,3 +75,36 @@ func TestDateIsThatOfTheSecond(t *testing.T) {
 		}
 	}
 }
+
+func TestHeaderIsSearchedAlsoWhenTheRestIsKnown(t *testing.T) {
+	t.Parallel()
+	door, _ := newDoor(t, Config{}, Deps{})
+	for _, tc := range []struct {
+		header string
+		plain  bool
+		code   string
+	}{
+		{"From: a@example.com\n", true, ""},
+		{".Dot: x\nFrom: a@example.com\n", false, ""},
+		{"From: a@example.com\n.Dot: x\n", false, ""},
+		{"From: a@example.com\nX: \x00\n", false, CodeNUL},
+		{"From: a@example.com\nX: a\rb\n", false, CodeBareNewline},
+		{"From: a@example.com\nX: " + strings.Repeat("x", 999) + "\n", false, CodeLineLength},
+	} {
+		env := envelope("bob@example.net")
+		env.ASCII = true
+		p, err := door.Prepare(t.Context(), env, crlf(tc.header+"\nHello\n"))
+		if tc.code != "" {
+			if e, ok := err.(*Error); !ok || e.Code != tc.code {
+				t.Errorf("%.40q: got %v, want %s", tc.header, err, tc.code)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Submissions[0].Message.Plain; got != tc.plain {
+			t.Errorf("%q: plain is %v", tc.header, got)
+		}
+	}
+}
