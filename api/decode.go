@@ -170,6 +170,10 @@ type scalar string
 func (s *scalar) UnmarshalJSON(b []byte) error {
 	switch b[0] {
 	case '"':
+		if bytes.IndexByte(b, '\\') < 0 && utf8.Valid(b) {
+			*s = scalar(b[1 : len(b)-1]) // as most are; whoever calls has checked that it is JSON
+			return nil
+		}
 		return json.Unmarshal(b, (*string)(s))
 	case '{', '[':
 		return fieldProblem("substitutions", "type", "a substitution is a string, a number or a boolean")

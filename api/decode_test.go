@@ -1,6 +1,9 @@
 package api
 
-import "testing"
+import (
+	"encoding/json"
+	"testing"
+)
 
 // plainMeasure is measureJSON octet by octet.
 func plainMeasure(b []byte) (values int, ok bool) {
@@ -38,4 +41,15 @@ func FuzzMeasureJSON(f *testing.F) {
 			t.Errorf("%q: got %d, %v, want %d, %v", b, values, ok, want, wantOK)
 		}
 	})
+}
+
+func TestScalarIsWhatItsJSONSays(t *testing.T) {
+	for _, s := range []string{`""`, `"a"`, `"ü"`, `"\u00fc"`, `"\ud800"`, `"a\\b"`, `"\""`, `"\n"`, "\"\x80\"", `"\u0000"`, `"{{x}}"`, "\"\u2028\""} {
+		var got scalar
+		var want string
+		err, wantErr := json.Unmarshal([]byte(s), &got), json.Unmarshal([]byte(s), &want)
+		if string(got) != want || (err == nil) != (wantErr == nil) {
+			t.Errorf("%s: got %q, %v, want %q, %v", s, got, err, want, wantErr)
+		}
+	}
 }
