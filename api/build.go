@@ -3,7 +3,9 @@ package api
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
+	"math/bits"
 	"strings"
 	"unicode/utf8"
 
@@ -397,10 +399,11 @@ func legible(b []byte) (plain bool, high int) {
 	if !inject.HasEightBit(b) {
 		return plain, 0
 	}
+	for ; len(b) >= 8; b = b[8:] {
+		high += bits.OnesCount64(binary.LittleEndian.Uint64(b) & 0x8080808080808080)
+	}
 	for _, c := range b {
-		if c >= utf8.RuneSelf {
-			high++
-		}
+		high += int(c >> 7)
 	}
 	return false, high
 }

@@ -1,6 +1,10 @@
 package inject
 
-import "encoding/base64"
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"math/bits"
+)
 
 // maxEncoded is the length of an encoded line (RFC 2045, 6.7 and 6.8).
 const maxEncoded = 76
@@ -17,10 +21,7 @@ func appendQP(dst, src []byte, isText bool) []byte {
 	col := 0
 	for i := 0; i < len(src); {
 		// A run of octets that stand for themselves.
-		n := 0
-		for room := maxEncoded - 1 - col; n < room && i+n < len(src) && qpPlain[src[i+n]]; {
-			n++
-		}
+		n := plainRun(src[i:min(len(src), i+max(maxEncoded-1-col, 0))])
 		if n > 0 {
 			dst = append(dst, src[i:i+n]...)
 			col += n
@@ -56,6 +57,33 @@ func appendQP(dst, src []byte, isText bool) []byte {
 		i++
 	}
 	return hideTrailingSpace(dst, col)
+}
+
+// plainRun is how many octets b begins with that stand for themselves.
+func plainRun(b []byte) int {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	n := 0
+	for n+8 <= len(b) {
+		// Eight at a time: octets above 0x7F, below ' ', equal to '=' or to DEL have
+		// the high bit in odd, of which the lowest is right: (x - ones) &^ x marks the
+		// octets of x that are 0, and some above the first of them.
+		w := binary.LittleEndian.Uint64(b[n:])
+		equals, del := w^'='*ones, w^0x7F*ones
+		odd := (w | (w-' '*ones)&^w | (equals-ones)&^equals | (del-ones)&^del) & high
+		if odd == 0 {
+			n += 8
+			continue
+		}
+		n += bits.TrailingZeros64(odd) / 8
+		if b[n] != '\t' {
+			return n
+		}
+		n++
+	}
+	for n < len(b) && qpPlain[b[n]] {
+		n++
+	}
+	return n
 }
 
 // hideTrailingSpace encodes a space or tab at the end of the line of col

@@ -197,3 +197,26 @@ func BenchmarkReencode10KB(b *testing.B) {
 		}
 	}
 }
+
+func TestPlainRunEndsWhereAnOctetDoesNotStandForItself(t *testing.T) {
+	t.Parallel()
+	b := bytes.Repeat([]byte("x"), 40)
+	for at := range b {
+		for c := range 256 {
+			b[at] = byte(c)
+			want := len(b)
+			if !qpPlain[c] {
+				want = at
+			}
+			if got := plainRun(b); got != want {
+				t.Fatalf("%#x at %d: got %d, want %d", c, at, got, want)
+			}
+			for cut := range at + 1 {
+				if got := plainRun(b[:cut]); got != cut {
+					t.Fatalf("%#x at %d: %d of %d", c, at, got, cut)
+				}
+			}
+		}
+		b[at] = 'x'
+	}
+}
