@@ -179,10 +179,16 @@ func (a *App) openStores() error {
 			}
 		},
 	}
+	syncs := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "tradewind_store_sync_seconds", Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5},
+		Help: "Time that syncs of the spool's log took; every acknowledgement waits for one or two.",
+	})
+	a.registry.MustRegister(syncs)
+	opt.Synced = func(d time.Duration) { syncs.Observe(d.Seconds()) }
 	if a.spool, err = a.openStore(store.Spool, opt); err != nil {
 		return err
 	}
-	opt.CacheBytes, opt.MemTableBytes = ledgerCache, 0
+	opt.CacheBytes, opt.MemTableBytes, opt.Synced = ledgerCache, 0, nil
 	a.ledger, err = a.openStore(store.Ledger, opt)
 	return err
 }

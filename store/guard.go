@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -213,7 +214,7 @@ func (f *guardedLog) Sync() error {
 	if f.spared() {
 		return nil
 	}
-	return f.note(f.File.Sync())
+	return f.timed(f.File.Sync)
 }
 
 // SyncData is Sync without what nobody needs to read the data back.
@@ -222,7 +223,16 @@ func (f *guardedLog) SyncData() error {
 	if f.spared() {
 		return nil
 	}
-	return f.note(f.File.SyncData())
+	return f.timed(f.File.SyncData)
+}
+
+func (f *guardedLog) timed(sync func() error) error {
+	start := time.Now()
+	err := f.note(sync())
+	if f.db.synced != nil {
+		f.db.synced(time.Since(start))
+	}
+	return err
 }
 
 // SyncTo may make the first length bytes durable, or more.

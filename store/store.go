@@ -53,6 +53,8 @@ type Options struct {
 	// MemTableBytes bounds one memtable; 0 means 64 MiB for the spool and
 	// 8 MiB for the ledger.
 	MemTableBytes uint64
+	// Synced, if set, is told how long each sync of the log took.
+	Synced func(time.Duration)
 	// MaxOpenFiles bounds the files Pebble keeps open; 0 means 512.
 	MaxOpenFiles int
 }
@@ -67,6 +69,7 @@ type DB struct {
 	log  *slog.Logger
 
 	onFatal func(error)
+	synced  func(time.Duration)
 	opened  atomic.Bool
 	strict  atomic.Int64 // commits under way that need a sync
 	dead    atomic.Pointer[error]
@@ -100,7 +103,7 @@ func Open(dir string, kind Kind, opt Options) (*DB, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, died: make(chan struct{}), calls: make(chan call), reads: make(chan struct{}, maxIdle), closed: make(chan struct{}), compactor: newCompactor()}
+	db := &DB{fs: opt.FS, dir: filepath.Join(dir, string(kind)), kind: kind, log: opt.Logger.With("store", string(kind)), onFatal: opt.OnFatal, synced: opt.Synced, died: make(chan struct{}), calls: make(chan call), reads: make(chan struct{}, maxIdle), closed: make(chan struct{}), compactor: newCompactor()}
 	if err := db.checkManifest(); err != nil {
 		return nil, err
 	}
