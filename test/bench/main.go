@@ -59,7 +59,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.out, "out", "", "`directory` for the table, the plots and the figures as JSON")
 	fs.StringVar(&o.doc, "doc", "", "a Markdown `page` whose marked region is replaced by the table; the plots then belong beside it")
 	fs.StringVar(&o.work, "work", "", "`directory` for the stores of the relays: on the disk that is to be measured (default: a temporary one)")
-	fs.StringVar(&o.backlog, "backlog", "", "a `data_dir` with mail that is not due, made before: measures delivery beside it, and leaves the mail there")
+	fs.StringVar(&o.backlog, "backlog", "", "a `data_dir` with mail that is not due, made before, in place of the one it makes: measures delivery beside it, and leaves the mail there")
 	fs.IntVar(&o.rounds, "rounds", 3, "rounds of each cell")
 	fs.Float64Var(&o.scale, "scale", 1, "multiplies the number of messages")
 	fs.BoolVar(&o.quick, "quick", false, "only what the claims are about: some 5 minutes")

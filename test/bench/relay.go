@@ -128,12 +128,7 @@ func (t *tradewind) slow() bool     { return false }
 
 func (t *tradewind) usage() (usage, error) { return usageOf(t.pid()) }
 
-func (t *tradewind) can(c *cell) string {
-	if c.backlog && t.backlog == "" {
-		return "no backlog was given (-backlog)"
-	}
-	return ""
-}
+func (t *tradewind) can(*cell) string { return "" }
 
 func (t *tradewind) start(ctx context.Context, c *cell, sink string) (err error) {
 	data := filepath.Join(t.dir, "data")

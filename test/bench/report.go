@@ -24,6 +24,7 @@ type report struct {
 	Profiles      map[string]string // what pprof prints, by kind
 	Notes         []string
 	skipped       map[string][]string // cell -> "relay: why"
+	waiting       int                 // recipients in the backlog, if it was made here
 	order         []string            // of the relays
 }
 
@@ -35,6 +36,12 @@ func (r *report) note(format string, args ...any) {
 // matrix runs every cell on every relay that can, round by round.
 func (r *report) matrix(ctx context.Context, relays []relay) error {
 	r.skipped = map[string][]string{}
+	if r.backlog == "" && r.wants("backlog") {
+		var err error
+		if r.backlog, r.waiting, err = r.fillBacklog(ctx); err != nil {
+			return fmt.Errorf("backlog: %w", err)
+		}
+	}
 	for _, x := range relays {
 		r.order = append(r.order, x.label())
 		if t, ok := x.(*tradewind); ok {
@@ -44,6 +51,9 @@ func (r *report) matrix(ctx context.Context, relays []relay) error {
 	for _, c := range matrix() {
 		if !r.wants(c.name) || (r.quick && !c.quick) {
 			continue
+		}
+		if c.backlog && r.waiting > 0 {
+			c.what = fmt.Sprintf("10 KiB beside %d waiting for next week", r.waiting)
 		}
 		r.cells = append(r.cells, c)
 		for round := range r.rounds {

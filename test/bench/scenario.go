@@ -64,7 +64,7 @@ func (r *report) batch(ctx context.Context, t *tradewind) error {
 		return err
 	}
 	defer t.stop()
-	body, err := batchBody(recipients)
+	body, err := batchBody(recipients, 10*kib, time.Time{})
 	if err != nil {
 		return err
 	}
@@ -75,17 +75,10 @@ func (r *report) batch(ctx context.Context, t *tradewind) error {
 			return err
 		}
 		start := time.Now()
-		resp, err := http.Post("http://"+t.http()+"/v1/messages", "application/json", bytes.NewReader(body))
-		if err != nil {
+		if err := submit(t, body, recipients); err != nil {
 			return err
 		}
-		var answer struct{ Accepted int }
-		err = json.NewDecoder(resp.Body).Decode(&answer)
-		resp.Body.Close()
 		took := time.Since(start)
-		if err != nil || resp.StatusCode != http.StatusAccepted || answer.Accepted != recipients {
-			return fmt.Errorf("%w: status %d, %d of %d recipients accepted, %v", errLost, resp.StatusCode, answer.Accepted, recipients, err)
-		}
 		after, err := idle(ctx, t)
 		if err != nil {
 			return err
@@ -100,7 +93,47 @@ func (r *report) batch(ctx context.Context, t *tradewind) error {
 	return nil
 }
 
-func batchBody(recipients int) ([]byte, error) {
+// submit posts a request of so many recipients, all of whom must be accepted.
+func submit(t *tradewind, body []byte, recipients int) error {
+	resp, err := http.Post("http://"+t.http()+"/v1/messages", "application/json", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var answer struct{ Accepted int }
+	err = json.NewDecoder(resp.Body).Decode(&answer)
+	if err != nil || resp.StatusCode != http.StatusAccepted || answer.Accepted != recipients {
+		return fmt.Errorf("%w: status %d, %d of %d recipients accepted, %v", errLost, resp.StatusCode, answer.Accepted, recipients, err)
+	}
+	return nil
+}
+
+// fillBacklog makes a store with mail that is due in a week and returns where it
+// lies and how many recipients wait in it.
+func (r *report) fillBacklog(ctx context.Context) (dir string, recipients int, err error) {
+	const requests = 30
+	each := max(int(10000*r.scale), 100)
+	progress("filling a store with %d recipients", requests*each)
+	t := &tradewind{name: nameTradewind, binary: r.binary, dir: filepath.Join(r.work, "backlog"), next: nowhere}
+	if err := t.start(ctx, &matrix()[0], ""); err != nil {
+		return "", 0, err
+	}
+	defer t.stop()
+	body, err := batchBody(each, kib, time.Now().AddDate(0, 0, 7))
+	if err != nil {
+		return "", 0, err
+	}
+	for range requests {
+		if err := submit(t, body, each); err != nil {
+			return "", 0, err
+		}
+	}
+	return filepath.Join(t.dir, "data"), requests * each, nil
+}
+
+// batchBody is a request of personalised messages of about so many octets. The
+// zero time means at once.
+func batchBody(recipients, size int, at time.Time) ([]byte, error) {
 	type rcpt struct {
 		Email         string            `json:"email"`
 		Substitutions map[string]string `json:"substitutions"`
@@ -111,8 +144,12 @@ func batchBody(recipients int) ([]byte, error) {
 	}
 	line := "<p>Dear {{name}}, the quick brown fox of {{city}} jumps over the lazy dog.</p>\n"
 	rest := "<p>And runs on to the next line, where it meets another dog, as lazy.</p>\n"
-	html := line + strings.Repeat(rest, (10*kib-600)/len(rest)) + line
-	return json.Marshal(map[string]any{"from": "News <news@sender.example>", "subject": "Hello {{name}}", "html": html, "recipients": list})
+	html := line + strings.Repeat(rest, (size-600)/len(rest)) + line
+	q := map[string]any{"from": "News <news@sender.example>", "subject": "Hello {{name}}", "html": html, "recipients": list}
+	if !at.IsZero() {
+		q["send_at"] = at.Format(time.RFC3339)
+	}
+	return json.Marshal(q)
 }
 
 // half offers half of what Tradewind can do at the most, for as long as -stall
