@@ -34,7 +34,7 @@ test: ## the tests; needs Go and nothing else
 check: ## what CI runs: formatting, vet, staticcheck, race, fuzz, crash, interop
 	@.ci/run --no-install
 
-bench: build ## Tradewind beside Postfix, 25 minutes, into docs/BENCHMARKS.md (BENCHFLAGS=-quick: 5)
+bench: build ## Tradewind beside Postfix, 12 to 25 minutes, into docs/BENCHMARKS.md (BENCHFLAGS=-quick: 5)
 	@$(GO) run ./test/bench -out docs/bench -doc docs/BENCHMARKS.md $(BENCHFLAGS)
 
 bench-smoke: build ## the same with few messages: does it run, is anything lost
