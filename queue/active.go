@@ -50,7 +50,7 @@ func (m *Manager) activate(key *store.QueueKey, seq uint64) *Queue {
 		m.parked = true
 		return nil
 	}
-	if limit := m.Config().MaxActive; len(m.queues) >= limit-limit/4 {
+	if m.tight() {
 		m.wake(m.crowded)
 	}
 	if !m.room(key) {
@@ -126,7 +126,9 @@ func (m *Manager) runSearch(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-m.crowded:
-			if !busy {
+			// The crowd may be gone: who came while the last reap was under way has
+			// waked us for what that one has done.
+			if !busy && m.tight() {
 				busy = m.reap() < m.Config().MaxActive/8
 			}
 		case <-reap.C:
@@ -141,6 +143,12 @@ func (m *Manager) runSearch(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// tight reports that queues take up three quarters of the room for them.
+func (m *Manager) tight() bool {
+	limit := m.Config().MaxActive
+	return m.active.Load() >= int64(limit-limit/4)
 }
 
 // outside reports whether there may be queues on disk that are not in memory.
