@@ -254,9 +254,9 @@ func (s *site) permitted(c *outbound.Conn, t *txn, grant throttle.Grant) {
 }
 
 // follow takes the transaction that comes next on c, while present is about to
-// be written, and returns its envelope. Nil means that none can be
-// begun yet: ahead, if there is one, is then served like any other in its turn,
-// which also deals with whatever was in its way here.
+// be written, and returns its envelope. Nil means that none can be begun yet:
+// ahead, if there is one, is then served like any other in its turn, which also
+// deals with whatever was in its way here.
 func (s *site) follow(l *lane, c *outbound.Conn, present *txn, ahead **txn) *outbound.Envelope {
 	if *ahead != nil { // taken when present was tried before
 		return nil

@@ -6,9 +6,9 @@
 // bytes handed in, dot-stuffed, or the message is refused before anything of it
 // is sent; behind the final dot nothing is written before its reply but, if the
 // caller wants that, the commands of the next message, and then the reply counts
-// only when theirs are in step; and every recipient gets one outcome in the server's own words, with Unknown for
-// the one case nobody can settle, a connection lost between the final dot and
-// its reply.
+// only when theirs are in step; and every recipient gets one outcome in the
+// server's own words, with Unknown where nobody can settle it: a connection lost
+// between the final dot and its reply, or a reply that may be another's.
 //
 // It leaves to others: which host to call and under which TLS policy
 // (mta/mx), how many connections may be open (throttle), what a reply means

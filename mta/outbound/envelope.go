@@ -34,25 +34,17 @@ func (t *transaction) pipelined(clear bool) bool {
 	if !clear {
 		b.write = append(b.write, "RSET\r\n"...)
 	}
-	if !t.begun {
-		b.write = t.appendMail(b.write)
-	}
 	var refusal *message.Reply
 	for lo, first := 0, true; ; first = false {
 		hi := len(t.e.To)
 		if !t.begun {
 			b.write, hi = t.appendGroup(b.write, lo)
-		}
-		last := hi == len(t.e.To)
-		if last && !t.begun {
-			b.write = append(b.write, "DATA\r\n"...)
-		}
-		if !t.begun {
 			if fail := c.flush(message.StageMail, limits.Mail); fail != nil {
 				t.gone(fail)
 				return false
 			}
 		}
+		last := hi == len(t.e.To)
 		if first {
 			if !clear && !t.reset() {
 				return false
@@ -154,9 +146,12 @@ func (t *transaction) reset() bool {
 	return ok
 }
 
-// appendGroup adds RCPT commands from recipient lo on and returns where it
-// stopped.
+// appendGroup adds RCPT commands from recipient lo on, MAIL in front of the first
+// group and DATA behind the last, and returns where it stopped.
 func (t *transaction) appendGroup(b []byte, lo int) (_ []byte, hi int) {
+	if lo == 0 {
+		b = t.appendMail(b)
+	}
 	n := 0
 	for hi = lo; hi < len(t.e.To); hi++ {
 		if t.settled(hi) {
@@ -167,6 +162,9 @@ func (t *transaction) appendGroup(b []byte, lo int) (_ []byte, hi int) {
 		}
 		b = t.appendRcpt(b, hi)
 		n++
+	}
+	if hi == len(t.e.To) {
+		b = append(b, "DATA\r\n"...)
 	}
 	return b, hi
 }
@@ -189,12 +187,12 @@ func (t *transaction) follow() (*transaction, []byte) {
 	if next.left == 0 {
 		return nil, nil
 	}
-	b, hi := next.appendGroup(next.appendMail(c.buf.ahead[:0]), 0)
+	b, hi := next.appendGroup(c.buf.ahead[:0], 0)
 	if hi < len(e.To) || len(b) > maxGroupBytes {
 		return nil, nil
 	}
-	c.buf.ahead = append(b, "DATA\r\n"...)
-	return next, c.buf.ahead
+	c.buf.ahead = b
+	return next, b
 }
 
 // group reads the replies to the RCPT commands for [lo, hi). Once MAIL has been

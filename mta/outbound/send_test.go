@@ -56,27 +56,35 @@ func withSink(t *testing.T, cfg loadgen.SinkConfig, f func(t *testing.T, s *load
 	})
 }
 
+// receiving runs f in a bubble with a connection to a sink, which keeps what it gets
+// in *got.
+func receiving(t *testing.T, secure bool, f func(t *testing.T, c *outbound.Conn, got *[]*loadgen.Received)) {
+	t.Helper()
+	var got []*loadgen.Received
+	cfg := loadgen.SinkConfig{TLS: secure, Hostname: "mx.example.net", OnMessage: func(r *loadgen.Received) { got = append(got, r) }}
+	withSink(t, cfg, func(t *testing.T, s *loadgen.Sink, o outbound.Options) {
+		c, fail := outbound.Dial(context.Background(), o)
+		if fail != nil {
+			t.Fatal(fail)
+		}
+		defer c.Quit(context.Background())
+		f(t, c, &got)
+	})
+}
+
 func TestMessageArrivesAsHandedInWhateverItsDotsAndSize(t *testing.T) {
 	t.Parallel()
 	for _, lines := range []int{0, 1, 400, 4000, 40000} {
 		for _, secure := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d lines, TLS %v", lines, secure), func(t *testing.T) {
 				t.Parallel()
-				var got []*loadgen.Received
-				cfg := loadgen.SinkConfig{TLS: secure, Hostname: "mx.example.net", OnMessage: func(r *loadgen.Received) { got = append(got, r) }}
-				withSink(t, cfg, func(t *testing.T, s *loadgen.Sink, o outbound.Options) {
-					ctx := context.Background()
-					c, fail := outbound.Dial(ctx, o)
-					if fail != nil {
-						t.Fatal(fail)
-					}
-					defer c.Quit(ctx)
+				receiving(t, secure, func(t *testing.T, c *outbound.Conn, list *[]*loadgen.Received) {
 					e := envelope("b@example.net", "c@example.net")
 					for i := range lines {
 						e.Body = append(e.Body, []string{".\r\n", "..x\r\n", "plain text that is somewhat longer\r\n", "\r\n"}[i%4]...)
 					}
 					for range 3 {
-						res := c.Send(ctx, e)
+						res := c.Send(context.Background(), e)
 						for _, out := range res.Outcomes {
 							if out.Result != message.Delivered || !out.Attempted || out.Reply.Code != 250 || out.Reply.Stage != message.StageDot {
 								t.Fatalf("got %v %v", out.Result, out.Reply)
@@ -86,7 +94,7 @@ func TestMessageArrivesAsHandedInWhateverItsDotsAndSize(t *testing.T) {
 							t.Error("connection not usable after success")
 						}
 					}
-					want := sha256.Sum256(append(bytes.Clone(e.Header[0]), e.Body...))
+					got, want := *list, sha256.Sum256(append(bytes.Clone(e.Header[0]), e.Body...))
 					if len(got) != 3 || got[2].Sum != want {
 						t.Errorf("%d messages, the last with other bytes than sent", len(got))
 					}
@@ -103,15 +111,7 @@ func TestMessagesBegunAheadArriveAsHandedIn(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		for _, size := range []int{10, 16<<10 - 150, 16 << 10, 100 << 10} {
-			var got []*loadgen.Received
-			cfg := loadgen.SinkConfig{TLS: secure, Hostname: "mx.example.net", OnMessage: func(r *loadgen.Received) { got = append(got, r) }}
-			withSink(t, cfg, func(t *testing.T, s *loadgen.Sink, o outbound.Options) {
-				ctx := context.Background()
-				c, fail := outbound.Dial(ctx, o)
-				if fail != nil {
-					t.Fatal(fail)
-				}
-				defer c.Quit(ctx)
+			receiving(t, secure, func(t *testing.T, c *outbound.Conn, got *[]*loadgen.Received) {
 				list := make([]*outbound.Envelope, 5)
 				for i := range list {
 					list[i] = envelope(fmt.Sprintf("b%d@example.net", i))
@@ -127,7 +127,7 @@ func TestMessagesBegunAheadArriveAsHandedIn(t *testing.T) {
 				}
 				var sent int64
 				for i, e := range list {
-					res := c.Send(ctx, e)
+					res := c.Send(context.Background(), e)
 					if out := res.Outcomes[0]; out.Result != message.Delivered {
 						t.Fatalf("message %d: %v", i, out.Reply)
 					}
@@ -139,13 +139,13 @@ func TestMessagesBegunAheadArriveAsHandedIn(t *testing.T) {
 					}
 					sent = res.Bytes
 				}
-				for i, r := range got {
+				for i, r := range *got {
 					if want := sha256.Sum256(append(bytes.Clone(list[i].Header[0]), list[i].Body...)); r.Sum != want {
 						t.Errorf("TLS %v, size %d: message %d has other bytes than sent", secure, size, i)
 					}
 				}
-				if len(got) != len(list) || c.Messages() != len(list) {
-					t.Errorf("%d messages of %d, %d counted", len(got), len(list), c.Messages())
+				if len(*got) != len(list) || c.Messages() != len(list) {
+					t.Errorf("%d messages of %d, %d counted", len(*got), len(list), c.Messages())
 				}
 			})
 		}
