@@ -10,20 +10,14 @@ import (
 // watchHost looks for times in which nothing runs at all because the host of this
 // virtual machine has taken its CPUs away, as it does where it shares them out in
 // portions: a thread that goes before all others and only ever sleeps for nap
-// wakes up late. It returns how long it waited each time that it did, beyond nap,
-// when stop is called; ok is false without the privilege for such a thread.
-func watchHost() (stop func() (late []time.Duration, of time.Duration, ok bool)) {
+// wakes up late. Without the privilege for such a thread it cannot watch.
+func watchHost() (stop func() hostWatch) {
 	const nap = 500 * time.Microsecond
-	type seen struct {
-		late []time.Duration
-		of   time.Duration
-		ok   bool
-	}
-	end, found := make(chan struct{}), make(chan seen, 1)
+	end, found := make(chan struct{}), make(chan hostWatch, 1)
 	go func() {
 		runtime.LockOSThread() // and ends with the goroutine: nobody inherits its priority
 		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 50}
-		s := seen{ok: unix.SchedSetAttr(0, &attr, 0) == nil}
+		s := hostWatch{ok: unix.SchedSetAttr(0, &attr, 0) == nil}
 		began := time.Now()
 		for last := began; s.ok; {
 			select {
@@ -43,9 +37,8 @@ func watchHost() (stop func() (late []time.Duration, of time.Duration, ok bool))
 		}
 		found <- s
 	}()
-	return func() ([]time.Duration, time.Duration, bool) {
+	return func() hostWatch {
 		close(end)
-		s := <-found
-		return s.late, s.of, s.ok
+		return <-found
 	}
 }

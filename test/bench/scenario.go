@@ -167,7 +167,7 @@ func (r *report) half(ctx context.Context, t *tradewind) error {
 	rate := peak / 2
 	stop := watchHost()
 	s, err := measure(ctx, t, &c, 0, int(rate*r.stall.Seconds()), rate)
-	host, floor := pauses(stop())
+	host, floor := stop().text()
 	if err != nil {
 		return err
 	}
